@@ -1,0 +1,105 @@
+"""What the planner asks of a device, as pure data: how it lowers a program to steps and what these take. Imports no runtime.
+
+Each runtime implements `Device` in a module that imports neither Numba nor PyCUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ggrun.errors import GgrunError
+from ggrun.program.params import Params
+from ggrun.program.program import KvState, Program
+
+KV_BLOCK_TOKENS = 32  # tokens of one KV block; attention reduces block by block, so results do not depend on chunking
+
+
+class MissingKernels(GgrunError):
+    """Some (op, format) pairs of the model have no kernel on the device; lists all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes a plan is laid out for; offsets never depend on the actual number of tokens of a batch."""
+
+    n_ctx: int  # tokens of one sequence
+    n_seqs: int  # parallel sequences (-np)
+    n_ubatch: int  # T: tokens of a micro-batch (-ub)
+    n_logits: int  # R: rows whose logits a batch may ask for
+    n_threads: int  # team size on the CPU
+    n_kv_blocks: int  # blocks of KV_BLOCK_TOKENS tokens, block 0 is the null block
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel call of a lowered segment: kernel name, buffers in and out (program buffers or work areas), weights, params, unit."""
+
+    kernel: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[str, ...]
+    params: Params | None
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A device's own steps for some units, and the work areas (name -> bytes at T = n_ubatch, R = n_logits) they pass between them."""
+
+    steps: tuple[Step, ...]
+    work: Mapping[str, int]
+
+
+class Device(Protocol):
+    """Pure description of a place that can run units."""
+
+    @property
+    def name(self) -> str:
+        """What the ledger and `ggrun plan` call it, e.g. "CPU"."""
+        ...
+
+    def lower(self, program: Program, units: Sequence[str], shape: Shape) -> Lowered:
+        """Fuse and choose kernels for the units; raises MissingKernels for all that is missing at once."""
+        ...
+
+    def thread_bytes(self, lowered: Lowered, program: Program, shape: Shape) -> int:
+        """Private scratch of one thread (or stream), in bytes."""
+        ...
+
+    def kv_block_bytes(self, state: KvState) -> int:
+        """Bytes of one block of KV_BLOCK_TOKENS tokens of a layer's attention state."""
+        ...
+
+    def reserve_bytes(self) -> int:
+        """What the process or driver takes beside the arenas, measured."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KvPlace:
+    """Where a layer's KV arena starts within its segment's KV memory, and the bytes of one block."""
+
+    offset: int
+    block_bytes: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive units on one device: its steps and the byte offset of every buffer and work area in the scratch arena."""
+
+    device: str
+    units: tuple[str, ...]
+    lowered: Lowered
+    offsets: Mapping[str, int]
+    scratch_bytes: int
+    thread_bytes: int
+    kv: Mapping[str, KvPlace]
+    kv_bytes: int
+
+
+def missing(device: str, pairs: Iterable[tuple[str, str]]) -> MissingKernels:
+    """The error for (op kind, format) pairs a device cannot compute."""
+    listed = ", ".join(f"{kind} with {fmt} weights" if fmt else kind for kind, fmt in sorted(set(pairs)))
+    return MissingKernels(f"{device} has no kernel for: {listed}; re-quantize the model to a supported format or run it elsewhere")

@@ -1,0 +1,1 @@
+"""Programs: what a model computes, with no idea where."""

@@ -1,0 +1,1 @@
+"""Executors: each runs one segment of a plan on one device."""

@@ -1,0 +1,51 @@
+"""The protocol every executor follows and the batch it runs; knows no device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total); stages "compile", "load"
+
+
+class Cancelled(Exception):
+    """`abort` stopped a running batch; its KV cells hold unfinished values until the same tokens are run again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tokens of any number of sequences; one sequence's tokens are consecutive and in rising position.
+
+    ids, positions, seqs: int32 [T]; seqs are rows of `tables`. tables: int32 [n, max_blocks], KV block ids of each sequence in
+    order of position (position p lives in block tables[s, p // KV_BLOCK_TOKENS]). out_rows: int32 [R], rows whose logits are wanted.
+    """
+
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    seqs: NDArray[np.int32]
+    tables: NDArray[np.int32]
+    out_rows: NDArray[np.int32]
+
+
+class Executor(Protocol):
+    """Runs batches on one device. Not thread-safe but for `abort`."""
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Store the batch's keys and values and return logits [R, n_vocab], valid until the next run. Raises Cancelled after abort."""
+        ...
+
+    def abort(self) -> None:
+        """Ask a running batch to stop within 200 ms; may be called from any thread."""
+        ...
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy one KV block of every layer (used when sequences that share a prefix part inside a block)."""
+        ...
+
+    def close(self) -> None:
+        """Stop threads and free all memory; may be called twice."""
+        ...
