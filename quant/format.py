@@ -34,14 +34,14 @@ class Format:
         """Bytes of a row of `n_elements` numbers. ValueError when that is not a whole number of blocks."""
         n_blocks, rest = divmod(n_elements, self.block_elements)
         if rest or n_elements < 0:
-            raise ValueError(f"a row of {n_elements} elements cannot be {self.name}: not a multiple of its {self.block_elements}-element block")
+            raise ValueError(f"a row of {n_elements} elements cannot be {self.name}: its blocks hold {self.block_elements}")
         return n_blocks * self.block_bytes
 
     def row_elements(self, n_bytes: int) -> int:
         """Numbers in a row of `n_bytes` bytes, the inverse of `row_bytes`. ValueError when blocks do not come out whole."""
         n_blocks, rest = divmod(n_bytes, self.block_bytes)
         if rest or n_bytes < 0:
-            raise ValueError(f"a row of {n_bytes} bytes cannot be {self.name}: not a multiple of its {self.block_bytes}-byte block")
+            raise ValueError(f"a row of {n_bytes} bytes cannot be {self.name}: its blocks take {self.block_bytes} bytes")
         return n_blocks * self.block_elements
 
     @property
