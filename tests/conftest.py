@@ -1,7 +1,7 @@
 """What every test may use: the shared oracle data, the embedded model, and the `slow` marker.
 
-The shared data (oracle models, tokenizer cases, chat templates) lies beside the checkout or where GGRUN_SHARED points. A stranger's checkout
-has none: tests that need it are skipped there, and fail when CI=true, so that a missing folder is never mistaken for success.
+The shared data (oracle models, tokenizer cases, chat templates) lies beside the checkout, or where GGRUN_SHARED points. A stranger's
+checkout has none: tests that need it are skipped there, and fail when CI=true, so that a missing folder is never taken for success.
 """
 
 import os
@@ -53,3 +53,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The run fails when a check that scripts/test made before it (ruff, mypy, import rules) did."""
+    if os.environ.get("GGRUN_FAILED_CHECKS") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if failed := os.environ.get("GGRUN_FAILED_CHECKS"):
+        terminalreporter.write_line(f"FAILED checks before the tests: {failed} (their output is at the top)", red=True)
