@@ -1,0 +1,61 @@
+"""Packs buffers into one arena by lifetime: two buffers may share bytes only when no step needs both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ggrun.plan.device import Lowered
+from ggrun.program.program import Program
+
+ALIGN = 64  # bytes; a cache line and the widest vector
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes needed from step `first` to step `last`, both included."""
+
+    name: str
+    n_bytes: int
+    first: int
+    last: int
+
+
+def align(n: int, to: int = ALIGN) -> int:
+    return -(-n // to) * to
+
+
+def spans(program: Program, lowered: Lowered, n_rows: Mapping[str, int], reuse: bool = True) -> list[Span]:
+    """Lifetimes of all buffers and work areas of a segment. n_rows: {"T": ..., "R": ...}.
+
+    Inputs and outputs of the program live throughout, as do work areas no step names; with reuse=False (trace) everything does.
+    """
+    used: dict[str, list[int]] = {}
+    for index, step in enumerate(lowered.steps):
+        for name in step.inputs + step.outputs:
+            used.setdefault(name, []).append(index)
+    end = len(lowered.steps)
+    result = []
+    for name, n_bytes in lowered.work.items():
+        at = used.get(name, [0, end]) if reuse else [0, end]
+        result.append(Span(name, n_bytes, at[0], at[-1]))
+    for name, buffer in program.buffers.items():
+        if name in used:
+            whole = not reuse or buffer.role != "scratch"
+            first, last = (0, end) if whole else (used[name][0], used[name][-1])
+            result.append(Span(name, n_rows[buffer.rows] * buffer.row_bytes, first, last))
+    return result
+
+
+def pack(items: Iterable[Span]) -> tuple[dict[str, int], int]:
+    """Offsets by name and the arena's size: largest first, each at the lowest offset free during its lifetime."""
+    placed: list[tuple[Span, int]] = []
+    for span in sorted(items, key=lambda s: (-s.n_bytes, s.first, s.name)):
+        offset = 0
+        for other, start in sorted((p for p in placed if p[0].first <= span.last and span.first <= p[0].last), key=lambda p: p[1]):
+            if offset + align(span.n_bytes) <= start:
+                break
+            offset = max(offset, start + align(other.n_bytes))
+        placed.append((span, offset))
+    size = max((start + align(span.n_bytes) for span, start in placed), default=0)
+    return {span.name: start for span, start in placed}, size

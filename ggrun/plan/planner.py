@@ -1,0 +1,158 @@
+"""From a Program, a device and what the user pinned to a Plan: lowered segments, arena offsets, the ledger, and the context that fits.
+
+Order: place, lower (fuse and choose kernels), lay out at T = n_ubatch and R = n_logits, ledger. Nothing is loaded or allocated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ggrun.errors import GgrunError
+from ggrun.plan.arena import align, pack, spans
+from ggrun.plan.device import KV_BLOCK_TOKENS, Device, KvPlace, Segment, Shape
+from ggrun.plan.ledger import Ledger, Line, human
+from ggrun.program.program import Program
+
+DEFAULT_CTX_LIMIT = 32768  # -c 0 never asks for more than this
+CTX_STEP = 256  # contexts found by search are multiples of this
+
+
+class DoesNotFit(GgrunError):
+    """The plan needs more memory than there is; the message has the numbers and the nearest plan that fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user pinned. n_ctx counts the tokens of all sequences together (0: as much as is sensible); each gets an equal part."""
+
+    n_ctx: int = 0
+    n_seqs: int = 1
+    n_ubatch: int = 512
+    n_logits: int = 0  # 0: one row a sequence
+    n_threads: int = 1
+    load_mode: str = "auto"
+    reuse: bool = True  # False: every buffer keeps its own bytes, for trace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything runs and what it takes. `n_ctx` of the shape is per sequence."""
+
+    program: Program
+    shape: Shape
+    segments: tuple[Segment, ...]
+    ledger: Ledger
+    available_bytes: int
+    load_mode: str
+    notes: tuple[str, ...]
+
+
+def make_plan(
+    program: Program, device: Device, request: Request, n_ctx_train: int, weights_bytes: Mapping[str, int], available: int
+) -> Plan:
+    """Plan a whole program on one device.
+
+    weights_bytes: ledger text -> bytes of weights in that form (mapped file, private copy ...). available: bytes free now.
+    Raises DoesNotFit when a pinned context, or the smallest one, takes more than `available`.
+    """
+    if request.n_ctx < 0:
+        raise GgrunError(f"a context of {request.n_ctx} tokens makes no sense; -c takes a positive number, or 0 to choose")
+    weights = sum(weights_bytes.values())
+    mapped = request.load_mode == "mmap"
+    if weights > available and not mapped:
+        raise DoesNotFit(
+            f"the weights take {human(weights)} and {human(available)} of memory is available; "
+            "--load-mode mmap runs them from the disk, slowly, or take a smaller quantization"
+        )
+    if weights > available:  # pages come and go; only the rest must stay resident
+        budget, weights_note = available, _paging_note(weights, available)
+    else:
+        budget, weights_note = available - weights, ""
+    notes = [weights_note] if weights_note else []
+
+    def build(n_ctx: int) -> Plan:
+        return _lay_out(program, device, request, n_ctx, weights_bytes, available, tuple(notes))
+
+    def need(plan: Plan) -> int:
+        return plan.ledger.total() - weights
+
+    if request.n_ctx:
+        plan = build(request.n_ctx)
+        if need(plan) > budget:
+            best = _largest(build, need, budget, request.n_ctx)
+            nearest = f"the largest context that fits is {best} (-c {best})" if best else "not even the smallest context fits"
+            raise DoesNotFit(
+                f"a context of {request.n_ctx} tokens takes {human(need(plan) + weights)} in all, of which weights {human(weights)}, "
+                f"KV {human(plan.ledger.total(purpose='kv'))}; {human(available)} is available; {nearest}"
+            )
+        return plan
+    wanted = min(n_ctx_train, DEFAULT_CTX_LIMIT) * request.n_seqs
+    budget = budget - available // 4
+    plan = build(wanted)
+    if need(plan) <= budget:
+        reason = "the trained context" if wanted == n_ctx_train * request.n_seqs else f"at most {DEFAULT_CTX_LIMIT} of {n_ctx_train} trained"
+        notes.append(f"context: {plan.shape.n_ctx} tokens ({reason}; -c sets it)")
+        return build(wanted)
+    best = _largest(build, need, budget, wanted)
+    if not best:
+        raise DoesNotFit(
+            f"weights {human(weights)} and the smallest context do not leave a quarter of the {human(available)} available free; "
+            f"-c {CTX_STEP} tries it all the same"
+        )
+    notes.append(f"context: {best // request.n_seqs} tokens, what leaves a quarter of the {human(available)} available free (-c sets it)")
+    return build(best)
+
+
+def _paging_note(weights: int, available: int) -> str:
+    return (
+        f"the weights ({human(weights)}) do not fit the {human(available)} of available memory: every token reads at least "
+        f"{human(weights - available)} from the disk again; at 2 GiB/s that is {(weights - available) / (2 << 30):.1f} s a token"
+    )
+
+
+def _largest(build, need, budget: int, limit: int) -> int:  # type: ignore[no-untyped-def]
+    """The largest multiple of CTX_STEP below limit whose plan fits the budget; 0 when none does."""
+    low, high = 0, limit // CTX_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if need(build(middle * CTX_STEP)) <= budget else (low, middle - 1)
+    return low * CTX_STEP
+
+
+def _lay_out(
+    program: Program,
+    device: Device,
+    request: Request,
+    n_ctx: int,
+    weights_bytes: Mapping[str, int],
+    available: int,
+    notes: tuple[str, ...],
+) -> Plan:
+    """The plan of one context size; memory is not judged here."""
+    per_seq = max(1, n_ctx // request.n_seqs)
+    blocks = 1 + request.n_seqs * -(-per_seq // KV_BLOCK_TOKENS)
+    n_logits = min(request.n_logits or request.n_seqs, request.n_ubatch)
+    shape = Shape(per_seq, request.n_seqs, request.n_ubatch, n_logits, request.n_threads, blocks)
+    lowered = device.lower(program, program.units, shape)
+    offsets, scratch = pack(spans(program, lowered, {"T": shape.n_ubatch, "R": shape.n_logits}, request.reuse))
+    thread = align(device.thread_bytes(lowered, program, shape))
+    kv: dict[str, KvPlace] = {}
+    kv_bytes = 0
+    for state in program.states.values():
+        kv[state.name] = KvPlace(kv_bytes, device.kv_block_bytes(state))
+        kv_bytes = align(kv_bytes + blocks * kv[state.name].block_bytes)
+    segment = Segment(device.name, program.units, lowered, offsets, scratch, thread, kv, kv_bytes)
+    lines = [Line(device.name, "weights", what, n) for what, n in weights_bytes.items()]
+    lines += [
+        Line(device.name, "kv", f"KV cache, {shape.n_ctx} tokens x {shape.n_seqs} sequences, f16", kv_bytes),
+        Line(device.name, "scratch", f"activations of {shape.n_ubatch} tokens", scratch),
+        Line(device.name, "scratch", f"private scratch of {shape.n_threads} threads", thread * shape.n_threads),
+        Line(device.name, "reserve", "Python, compiled kernels, tokenizer (measured)", device.reserve_bytes()),
+    ]
+    return Plan(program, shape, (segment,), Ledger(tuple(lines)), available, request.load_mode, notes)
+
+
+def with_notes(plan: Plan, *notes: str) -> Plan:
+    """The same plan with more to say."""
+    return replace(plan, notes=plan.notes + notes)
