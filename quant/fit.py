@@ -20,9 +20,14 @@ def largest(x: Floats) -> Floats:
     return np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
 
 
-def scale_from_largest(x: Floats, end: float) -> Floats:
-    """float32[n, 1] that maps each row's element of greatest magnitude to the integer `end`."""
-    return largest(x) / np.float32(end)
+def half_scale_from_largest(x: Floats, end: float) -> NDArray[np.float16]:
+    """float16[n] that maps each row's element of greatest magnitude to the integer `end`; saturates at 65504."""
+    return saturated_half(largest(x) / np.float32(end))
+
+
+def saturated_half(x: Floats) -> NDArray[np.float16]:
+    """float32[n, 1] -> float16[n], never infinite."""
+    return np.clip(x[:, 0], -65504, 65504).astype(np.float16)
 
 
 def best_scale(x: Floats, rounding: Callable[[Floats], Floats], ends: Sequence[float]) -> Floats:
@@ -33,7 +38,7 @@ def best_scale(x: Floats, rounding: Callable[[Floats], Floats], ends: Sequence[f
     protects the large weights, which matter most to a dot product.
     """
     peak = largest(x)
-    weight = x * x
+    weight = np.square(x * inverse(peak))
     best_gain = np.zeros_like(peak)
     best = np.zeros_like(peak)
     for end in ends:
@@ -51,12 +56,12 @@ def best_scale(x: Floats, rounding: Callable[[Floats], Floats], ends: Sequence[f
 def best_scale_and_minimum(x: Floats, top: int, stretches: Sequence[float]) -> tuple[Floats, Floats]:
     """Scale d >= 0 and offset m >= 0 per row that minimize sum w (x - (d * q - m))^2 with q integers 0..top.
 
-    x float32[n, k]. Each of `stretches` is a candidate number of steps between the row's extremes. The weight is |x| plus the
-    row's root mean square. Returns float32[n, 1] twice.
+    x float32[n, k]. Each of `stretches` is a candidate number of steps between the row's extremes. The weight of an
+    element is 1 plus its magnitude in units of the row's root mean square. Returns float32[n, 1] twice.
     """
     low = np.minimum(x.min(axis=1, keepdims=True), np.float32(0))
     span = np.maximum(x.max(axis=1, keepdims=True), np.float32(0)) - low
-    weight = np.abs(x) + np.sqrt(np.mean(x * x, axis=1, keepdims=True))
+    weight = np.abs(x * inverse(np.sqrt(np.mean(np.square(x), axis=1, keepdims=True)))) + np.float32(1)
     w, wx = _sum(weight), _sum(weight * x)
     best_d, best_m = span / np.float32(top), -low
     best_error = _error(x, weight, best_d, best_m, top)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from quant.bits import Bytes, join_at, pack_planes, split_at, unpack_planes
 from quant.codec import Blocks, Codec, Floats, inverse, pack_fields
-from quant.fit import best_scale, scale_from_largest
-from quant.legacy import half, scale_of
+from quant.fit import best_scale, half_scale_from_largest, saturated_half
+from quant.legacy import scale_of
 
 LEVELS: NDArray[np.int8] = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 """The 16 values a 4-bit index stands for, before scaling."""
@@ -55,14 +55,14 @@ def _scales(x: Floats) -> Floats:
 
 
 def _encode_iq4_nl(x: Floats) -> Blocks:
-    d = half(_scales(x))
+    d = saturated_half(_scales(x))
     return pack_fields(_IQ4_NL, d=d, qs=pack_planes(_nearest(x * inverse(d.astype(np.float32)[:, None])), 16, 4))
 
 
 def _encode_iq4_xs(x: Floats) -> Blocks:
     rows = x.reshape(-1, 32)
     scales = _scales(rows).reshape(-1, 8)
-    d = half(scale_from_largest(scales, -32))
+    d = half_scale_from_largest(scales, -32)
     wide = d.astype(np.float32)[:, None]
     s = np.clip(np.rint(scales * inverse(wide)), -32, 31)
     q = _nearest(rows * inverse((wide * s).reshape(-1, 1)))

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from quant.bits import Bytes, join_at, pack_planes, split_at, unpack_planes
 from quant.codec import Blocks, Codec, Floats, inverse, pack_fields
-from quant.fit import best_scale, best_scale_and_minimum, largest, scale_from_largest
-from quant.legacy import half, scale_of
+from quant.fit import best_scale, best_scale_and_minimum, half_scale_from_largest, largest
+from quant.legacy import scale_of
 
 _Q2_K = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
 _Q3_K = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
@@ -100,7 +100,7 @@ def _fit_signed(x: Floats, scale_top: int, top: int) -> tuple[NDArray[np.float16
     rows = x.reshape(-1, 16)
     ends = [-top + step / 10 for step in range(-9, 10, 2)]
     scales = best_scale(rows, lambda scaled: np.clip(np.rint(scaled), -top, top - 1), ends).reshape(-1, 16)
-    d = half(scale_from_largest(scales, -scale_top))
+    d = half_scale_from_largest(scales, -scale_top)
     wide = d.astype(np.float32)[:, None]
     s = np.clip(np.rint(scales * inverse(wide)), -scale_top, scale_top - 1)
     q = np.clip(np.rint(rows * inverse((wide * s).reshape(-1, 1))), -top, top - 1)
@@ -126,7 +126,7 @@ def _fit_affine(x: Floats, n_sub: int, scale_top: int, top: int) -> tuple[dict[s
     rows = x.reshape(-1, 256 // n_sub)
     step, offset = best_scale_and_minimum(rows, top, [top * (0.80 + 0.04 * i) for i in range(10)])
     step, offset = step.reshape(-1, n_sub), offset.reshape(-1, n_sub)
-    d, dmin = half(scale_from_largest(step, scale_top)), half(scale_from_largest(offset, scale_top))
+    d, dmin = half_scale_from_largest(step, scale_top), half_scale_from_largest(offset, scale_top)
     wide_d, wide_dmin = d.astype(np.float32)[:, None], dmin.astype(np.float32)[:, None]
     s = np.minimum(np.rint(step * inverse(wide_d)), scale_top)
     m = np.minimum(np.rint(offset * inverse(wide_dmin)), scale_top)
