@@ -41,7 +41,8 @@ def test_random_bytes_equal_the_package(fmt, seed):
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [(name, field) for name, codec in CODECS.items() for field in codec.layout.names if codec.layout[field] == np.float16]
+    ("name", "field"),
+    [(name, field) for name, codec in CODECS.items() for field in codec.layout.names if codec.layout[field] == np.float16],
 )
 def test_special_scales_equal_the_package(name, field):
     fmt = format_by_name(name)
