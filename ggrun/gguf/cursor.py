@@ -13,11 +13,13 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _DAMAGED = "it is cut short or damaged; download or convert it again"
 
-# Fields read whole. The longest real ones are chat templates of some 100 KB.
-MAX_STRING_BYTES = 1 << 24
-# Strings and nested arrays walked in one header. The largest real vocabularies with their merges stay under 1.5 million;
-# without a bound a sparse file full of zeros would keep the walk busy for minutes.
+# Bytes of all keys, names and strings outside arrays in one header, which are read whole. The longest real ones are chat
+# templates of some 100 KB; without a bound a file of many gigabytes could have them all copied.
+MAX_STRING_BYTES = 1 << 26
+# Strings in arrays that one header may hold. The largest real vocabularies with their merges stay under 1.5 million; without
+# a bound a sparse file full of zeros would keep the walk busy for minutes. A nested array takes as long as many strings.
 MAX_WALKED = 1 << 24
+NESTED_ARRAY_COST = 64
 
 
 class Cursor:
@@ -26,7 +28,7 @@ class Cursor:
     `context` says what is being read ("key 'general.name'") and starts every error, so that readers set it once a field.
     """
 
-    __slots__ = ("buffer", "context", "path", "position", "size", "walk_left")
+    __slots__ = ("buffer", "context", "path", "position", "size", "string_bytes_left", "walk_left")
 
     def __init__(self, buffer: memoryview, path: str) -> None:
         self.buffer = buffer
@@ -34,6 +36,7 @@ class Cursor:
         self.path = path
         self.position = 0
         self.context = "header"
+        self.string_bytes_left = MAX_STRING_BYTES
         self.walk_left = MAX_WALKED
 
     @property
@@ -71,12 +74,13 @@ class Cursor:
         return value
 
     def string(self, what: str, limit: int = MAX_STRING_BYTES) -> bytes:
-        """One string of at most `limit` bytes, undecoded."""
+        """One string of at most `limit` bytes, undecoded. All of a header together have MAX_STRING_BYTES."""
         length = self.u64(f"the length of {what}")
         if length > self.left:
             raise self.error(f"{what} is said to be {length} bytes long, but the file has only {self.left} bytes left: {_DAMAGED}")
-        if length > limit:
-            raise self.error(f"{what} is said to be {length} bytes long; no more than {limit} are accepted")
+        if length > min(limit, self.string_bytes_left):
+            raise self.error(f"{what} is said to be {length} bytes long; no more than {min(limit, self.string_bytes_left)} are accepted")
+        self.string_bytes_left -= length
         start = self.skip(length, what)
         return bytes(self.buffer[start : start + length])
 
@@ -97,11 +101,11 @@ class Cursor:
             raise self.error(f"{what} is {n}, but the file has only {self.left} bytes left, too few for so many: {_DAMAGED}")
         return n
 
-    def walk(self, n: int, what: str) -> None:
+    def walk(self, n: int, what: str, cost: int = 1) -> None:
         """Account for stepping over `n` things one by one, refused when a header holds more than any model needs."""
-        self.walk_left -= n
+        self.walk_left -= n * cost
         if self.walk_left < 0:
-            raise self.error(f"{what} has {n} entries, which makes more than the {MAX_WALKED} that a header may hold in all")
+            raise self.error(f"{what} has {n} entries; with those before, that is more than a header may hold")
 
     def skip_strings(self, n: int, what: str) -> None:
         """Step over `n` strings in a row, some 50 ns each: nothing but their lengths is looked at."""

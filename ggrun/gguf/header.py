@@ -17,6 +17,7 @@ from quant.format import FORMATS, KNOWN_TYPES, Format, UnknownFormat, format_by_
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
+ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
 MAX_KEY_BYTES = 65535  # the specification's own limit
@@ -67,6 +68,11 @@ def read_header(buffer: memoryview, path: str) -> Header:
     return Header(version, alignment, metadata, tensors, min(data_start, cursor.size), data_end)
 
 
+def valid_alignment(value: int) -> bool:
+    """Whether tensors may be aligned to `value` bytes: a power of two of at most a megabyte."""
+    return 0 < value <= MAX_ALIGNMENT and value & (value - 1) == 0
+
+
 def _read_version(cursor: Cursor) -> int:
     magic = bytes(cursor.buffer[:4])
     if magic != MAGIC:
@@ -103,10 +109,10 @@ def _read_metadata(cursor: Cursor, n_pairs: int) -> tuple[dict[str, Value], int]
             raise cursor.error("the key occurs twice")
         value, type_ = read_value(cursor)
         metadata[key] = value
-        if key == "general.alignment":
+        if key == ALIGNMENT_KEY:
             if type_.name != "uint32" or not isinstance(value, int):
                 raise cursor.error(f"the alignment must be a uint32, this one is a {type_.name}")
-            if not 0 < value <= MAX_ALIGNMENT or value & (value - 1):
+            if not valid_alignment(value):
                 raise cursor.error(f"the alignment must be a power of two up to {MAX_ALIGNMENT}, this one is {value}")
             alignment = value
     return metadata, alignment

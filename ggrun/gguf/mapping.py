@@ -1,8 +1,8 @@
 """Where a file's bytes live: in a mapping of the file, locked there or not, or in private memory.
 
 Knows files, pages and load modes; must not know what the bytes are. Whoever truncates a file while it is mapped kills the process
-that reads the missing pages (SIGBUS, as with any mapping): sizes are checked again when the file is loaded, and
-`--load-mode none` leaves nothing to go wrong afterwards.
+that reads the missing pages (SIGBUS, as with any mapping): sizes are checked again when the file is loaded, and after
+`--load-mode none` the weights depend on the file no more.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FileBytes:
         except GgufError:
             self._close_descriptor()
             raise
-        self._locked = False
+        self._locked: tuple[int, int] | None = None
         self._hold(self._mapping, 0)
 
     def _hold(self, memory: mmap.mmap, first: int) -> None:
@@ -129,15 +129,19 @@ class FileBytes:
         """Lock the bytes from `start` to `end` in RAM; "" or, when the system refuses, why (they stay mapped)."""
         if end <= start or self._locked:
             return ""
-        libc = ctypes.CDLL(None, use_errno=True)
         first = self.address(start) & -mmap.PAGESIZE
-        if libc.mlock(ctypes.c_void_p(first), ctypes.c_size_t(self.address(end) - first)) == 0:
-            self._locked = True
-            return ""
-        return os.strerror(ctypes.get_errno())
+        n_bytes = self.address(end) - first
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mlock(ctypes.c_void_p(first), ctypes.c_size_t(n_bytes)) != 0:
+            return os.strerror(ctypes.get_errno())
+        self._locked = first, n_bytes
+        return ""
 
     def close(self) -> None:
         """Let go of the bytes. Arrays that still look at them keep their memory alive until they are gone themselves."""
+        if self._locked:
+            ctypes.CDLL(None).munlock(ctypes.c_void_p(self._locked[0]), ctypes.c_size_t(self._locked[1]))
+            self._locked = None
         self._view = None
         mapping, self._mapping = self._mapping, None
         if mapping is not None:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 
+from ggrun.gguf.cursor import NESTED_ARRAY_COST, Cursor
 from ggrun.gguf.value import ARRAY, BOOL, STRING, VALUE_TYPES, ValueType
-
-if TYPE_CHECKING:
-    from ggrun.gguf.cursor import Cursor
 
 MAX_DEPTH = 4
 _LENGTH = struct.Struct("<Q")
@@ -162,7 +160,7 @@ def _read_array(cursor: Cursor, depth: int) -> MetadataArray:
     elif type_.id == STRING:
         cursor.skip_strings(n, "the array")
     else:
-        cursor.walk(n, "the array")
+        cursor.walk(n, "the array", NESTED_ARRAY_COST)
         for _ in range(n):
             _read_array(cursor, depth + 1)
     return MetadataArray(cursor.buffer, type_, n, start, cursor.position)

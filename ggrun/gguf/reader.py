@@ -15,6 +15,7 @@ from ggrun.gguf.mapping import LOAD_MODES, FileBytes, Progress
 from ggrun.gguf.metadata import Value
 from ggrun.gguf.split import check_part, check_tensor_count, part_paths
 from ggrun.gguf.tensor import Tensor
+from quant.format import FORMATS
 
 
 class GgufFile:
@@ -46,14 +47,17 @@ class GgufFile:
         """Bring the weights to where `mode` wants them, one of LOAD_MODES; "auto" is "mmap".
 
         mmap: the kernel is told to read ahead. mlock: so that pages stay in RAM; when the system refuses, a note says so.
-        none: a private copy in huge pages; every tensor's address changes. `progress("load", done, total)` counts bytes. GgufError when
-        a file changed since it was opened, or there is no memory for the copy.
+        none: a private copy in huge pages, kept from then on; every tensor's address changes. `progress("load", done, total)` counts
+        bytes. GgufError when a tensor's format cannot be computed with, a file changed since it was opened, or there is no memory.
         """
         if mode not in LOAD_MODES:
             raise GgufError(f"load mode '{mode}' is unknown; choose one of {', '.join(LOAD_MODES)}")
+        self.check_readable()
         for part, _ in self._parts:
             part.check_size()
-        if mode == "none" and self.load_mode != "none":
+        if self.load_mode == "none":
+            return
+        if mode == "none":
             self._load_privately(progress)
         elif mode in ("mlock", "mmap+mlock"):
             self._lock()
@@ -62,6 +66,17 @@ class GgufFile:
                 part.prefetch(header.data_start, header.data_end)
         if progress and mode != "none":
             progress("load", self.data_bytes, self.data_bytes)
+
+    def check_readable(self) -> None:
+        """GgufError that names the first tensor whose format can only be described, if there is one."""
+        unreadable = [t for t in self.tensors.values() if not t.readable]
+        if unreadable:
+            first, others = unreadable[0], len(unreadable) - 1
+            more = f" and {others} more" if others else ""
+            raise GgufError(
+                f"{self.paths[first.file_index]}: tensor {quoted(first.name)}{more}: the type {first.format.name} is not supported; "
+                f"get the model in one of {', '.join(fmt.name for fmt in FORMATS.values())}"
+            )
 
     def _load_privately(self, progress: Progress | None) -> None:
         done = 0

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from ggrun.gguf.error import GgufError, quoted
-from ggrun.gguf.header import DEFAULT_ALIGNMENT, MAGIC
+from ggrun.gguf.header import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, valid_alignment
 from ggrun.gguf.metadata import MetadataArray
 from ggrun.gguf.value import ARRAY, BOOL, STRING, VALUE_TYPES, ValueType
 from quant.format import Format
@@ -63,7 +63,7 @@ class GgufWriter:
         self._pairs: dict[str, bytes] = {}
         self._tensors: dict[str, _Pending] = {}
         if alignment != DEFAULT_ALIGNMENT:
-            self.add("general.alignment", alignment, "uint32")
+            self.add(ALIGNMENT_KEY, alignment)
 
     def add(self, key: str, value: object, type_name: str | None = None) -> None:
         """Set metadata `key`. `type_name` ("uint32", "float64" ...; of an array: of its elements) where the usual one will not do.
@@ -71,6 +71,10 @@ class GgufWriter:
         Usual: bool, string, float32, and of the integers the first that fits of uint32, int32, uint64, int64 (in lists int32 first); an
         ndarray keeps its own. GgufError when a value does not fit its type.
         """
+        if key == ALIGNMENT_KEY:
+            if not isinstance(value, int) or not valid_alignment(value):
+                raise GgufError(f"{self.path}: the alignment must be a power of two, not {value}")
+            self.alignment = value
         wanted = _BY_NAME[type_name] if type_name else None
         try:
             self._pairs[key] = _encode_typed(value, wanted)
