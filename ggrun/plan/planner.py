@@ -91,7 +91,7 @@ def make_plan(
     budget = budget - available // 4
     plan = build(wanted)
     if need(plan) <= budget:
-        reason = "the trained context" if wanted == n_ctx_train * request.n_seqs else f"at most {DEFAULT_CTX_LIMIT} of {n_ctx_train} trained"
+        reason = "the trained context" if n_ctx_train <= DEFAULT_CTX_LIMIT else f"of {n_ctx_train} trained"
         notes.append(f"context: {plan.shape.n_ctx} tokens ({reason}; -c sets it)")
         return build(wanted)
     best = _largest(build, need, budget, wanted)

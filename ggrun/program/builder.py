@@ -116,7 +116,9 @@ class Builder:
         unused = [n for n in self._tensors if n not in self._weights and n not in self._ignored]
         if unused:
             listed = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
-            raise ProgramError(f"the file holds tensors this architecture does not use: {listed}; its answers would be wrong, so it is not run")
+            raise ProgramError(
+                f"the file holds tensors this architecture does not use: {listed}; its answers would be wrong, so it is not run"
+            )
         return Program(
             tuple(self._ops), self._buffers, self._weights, self._states, tuple(self._units), self._n_vocab, tuple(self._ignored)
         )

@@ -110,7 +110,7 @@ def _rms_norm(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tu
 
 
 def _linear(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[Array, ...]:
-    y = x[0] @ ex.weight(op.weights[0]).T
+    y = cast(F32, x[0] @ ex.weight(op.weights[0]).T)
     return (y + ex.weight(op.weights[1]) if len(op.weights) == 2 else y,)
 
 

@@ -1,0 +1,103 @@
+"""A Generation: the caller's end of one submitted sequence. Events arrive from the engine thread through a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "context_full", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One generated token. text may be empty (an unfinished character or a possible stop word is held back); logprob is natural."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+@dataclass(slots=True)
+class Timings:
+    """Counts and milliseconds under llama.cpp's names. cache_n prompt tokens were found in the KV cache, prompt_n were computed."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+
+    @property
+    def prompt_per_second(self) -> float:
+        return 1e3 * self.prompt_n / self.prompt_ms if self.prompt_ms else 0.0
+
+    @property
+    def predicted_per_second(self) -> float:
+        return 1e3 * self.predicted_n / self.predicted_ms if self.predicted_ms else 0.0
+
+    def as_dict(self) -> dict[str, float | int]:
+        """All fields and rates, for --json."""
+        return {
+            "cache_n": self.cache_n,
+            "prompt_n": self.prompt_n,
+            "prompt_ms": self.prompt_ms,
+            "prompt_per_second": self.prompt_per_second,
+            "predicted_n": self.predicted_n,
+            "predicted_ms": self.predicted_ms,
+            "predicted_per_second": self.predicted_per_second,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last message of a generation; `text` is what was still held back."""
+
+    reason: FinishReason
+    text: str
+    stop_word: str | None = None
+
+
+class Generation:
+    """Iterate for TokenEvents as they come; afterwards the fields hold the whole. Iterating twice yields nothing more."""
+
+    def __init__(self, prompt_ids: list[int], seed: int, cancel: Callable[[Generation], None]) -> None:
+        self.prompt_ids = prompt_ids
+        self.seed = seed
+        self.timings = Timings()
+        self.finish_reason: FinishReason | None = None
+        self.stop_word: str | None = None
+        self.ids: list[int] = []
+        self.text = ""
+        self.n_shifted = 0  # tokens dropped from the middle of the context because it was full
+        self.events: SimpleQueue[TokenEvent | Finished | BaseException] = SimpleQueue()
+        self.cancelled = False
+        self._cancel = cancel
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        while self.finish_reason is None:
+            event = self.events.get()
+            if isinstance(event, BaseException):
+                self.finish_reason = "cancelled"
+                raise event
+            if isinstance(event, Finished):
+                self.finish_reason, self.stop_word = event.reason, event.stop_word
+                if event.text:
+                    self.text += event.text
+                    yield TokenEvent(self.ids[-1] if self.ids else -1, event.text, 0.0)
+                return
+            self.ids.append(event.id)
+            self.text += event.text
+            yield event
+
+    def wait(self) -> Generation:
+        """Read all events; returns itself."""
+        for _ in self:
+            pass
+        return self
+
+    def cancel(self) -> None:
+        """Stop it, from any thread, within 200 ms; what was generated stays. A finished generation is left alone."""
+        self.cancelled = True
+        self._cancel(self)

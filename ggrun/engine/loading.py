@@ -1,0 +1,122 @@
+"""From a path to a plan: open the file, read the spec, build and verify the program, plan it. Reads the header only.
+
+The one place that knows which executor there is and how it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from ggrun.errors import GgrunError
+from ggrun.gguf import GgufFile, open_gguf
+from ggrun.models import ModelSpec, build_program
+from ggrun.plan.memory import available_bytes
+from ggrun.plan.planner import Plan, Request, make_plan
+from ggrun.program.program import Program
+from ggrun.runtime.cpu.cores import n_cores
+from ggrun.runtime.cpu.device import CpuDevice
+from ggrun.runtime.executor import Executor, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is opened; the names are the flags'. 0 means: choose. n_ctx counts the tokens of all parallel sequences together."""
+
+    n_ctx: int = 0
+    n_threads: int = 0
+    n_threads_batch: int = 0
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_parallel: int = 1
+    n_logits: int = 0
+    load_mode: str = "auto"
+    executor: str = "cpu"
+    reuse: bool = True
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("-c", self.n_ctx, 0),
+            ("-b", self.n_batch, 1),
+            ("-ub", self.n_ubatch, 1),
+            ("-np", self.n_parallel, 1),
+        ):
+            if not least <= value <= 1 << 30:
+                raise GgrunError(f"{flag} {value} is out of range; it takes {least} or more")
+        if self.executor not in EXECUTORS:
+            raise GgrunError(f"there is no executor {self.executor!r} here; choose one of: {', '.join(EXECUTORS)}")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An open file and all that is known of it before anything is loaded."""
+
+    file: GgufFile
+    spec: ModelSpec
+    program: Program
+    plan: Plan
+    device: CpuDevice
+    n_threads: int
+    n_threads_batch: int
+
+
+def embedded_model() -> Path:
+    """The small model that comes with ggrun."""
+    with as_file(files("ggrun") / "data" / "pydoc.gguf") as path:
+        return path
+
+
+def plan_model(path: str | Path | None, options: Options) -> Planned:
+    """Open (None: the embedded model) and plan. The caller closes `.file`. Raises GgrunError with a sentence."""
+    file = open_gguf(embedded_model() if path is None else path)
+    try:
+        spec, program = build_program(file.metadata, file.tensors)
+        cores = n_cores()
+        n_threads = min(options.n_threads, cores) if options.n_threads > 0 else cores
+        n_batch_threads = min(options.n_threads_batch, cores) if options.n_threads_batch > 0 else n_threads
+        request = Request(
+            n_ctx=options.n_ctx,
+            n_seqs=options.n_parallel,
+            n_ubatch=max(min(options.n_ubatch, options.n_batch), options.n_parallel),
+            n_logits=options.n_logits,
+            n_threads=max(n_threads, n_batch_threads),
+            load_mode=options.load_mode,
+            reuse=options.reuse,
+        )
+        device = CpuDevice()
+        plan = make_plan(program, device, request, spec.n_ctx_train, _weights(file, options.load_mode), available_bytes())
+        return Planned(file, spec, program, plan, device, n_threads, n_batch_threads)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _weights(file: GgufFile, load_mode: str) -> Mapping[str, int]:
+    where = {"none": "weights, private copy", "mlock": "weights, locked file pages", "mmap+mlock": "weights, locked file pages"}
+    return {where.get(load_mode, "weights, mapped file pages"): file.data_bytes}
+
+
+def _cpu(planned: Planned, progress: Progress | None) -> Executor:
+    from ggrun.runtime.cpu.executor import CpuExecutor
+
+    p = planned
+    return CpuExecutor(
+        p.program, p.plan.segments[0], p.plan.shape, p.file.tensors, p.n_threads, p.n_threads_batch, p.device, progress=progress
+    )
+
+
+def _reference(planned: Planned, progress: Progress | None) -> Executor:
+    from ggrun.runtime.reference import ReferenceExecutor
+
+    return ReferenceExecutor(planned.program, planned.file.tensors, planned.plan.shape.n_kv_blocks)
+
+
+EXECUTORS: dict[str, Callable[[Planned, Progress | None], Executor]] = {"cpu": _cpu, "reference": _reference}
+
+
+def make_executor(name: str, planned: Planned, progress: Progress | None) -> Executor:
+    """Load the weights as the plan says and make the executor of that name."""
+    planned.file.load(planned.plan.load_mode, progress)
+    return EXECUTORS[name](planned, progress)

@@ -1,0 +1,73 @@
+"""A Sequence: the engine's end of one generation: its tokens, where their keys and values lie, and how the next is chosen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ggrun.engine.generation import Generation
+from ggrun.engine.kv import Block, BlockPool
+from ggrun.engine.sampling import Sampler
+from ggrun.engine.stops import StopMatcher
+from ggrun.plan.device import KV_BLOCK_TOKENS
+from ggrun.text.decoder import IncrementalDecoder
+
+Overflow = Literal["stop", "shift"]
+
+
+class Sequence:
+    """tokens[:n_computed] have their keys and values in `blocks`; the rest waits to be computed."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        sampler: Sampler,
+        decoder: IncrementalDecoder,
+        stops: StopMatcher,
+        end_of_generation: frozenset[int],
+        n_predict: int,
+        keep: int,
+        on_overflow: Overflow,
+    ) -> None:
+        self.generation = generation
+        self.sampler = sampler
+        self.decoder = decoder
+        self.stops = stops
+        self.end_of_generation = end_of_generation
+        self.n_predict = n_predict
+        self.keep = keep
+        self.on_overflow = on_overflow
+        self.tokens = list(generation.prompt_ids)
+        self.n_computed = 0
+        self.blocks: list[Block] = []
+        self.slot = -1  # row of the block tables, while running
+        self.started = 0.0  # seconds, when its prompt began to be computed
+        self.prompt_done = 0.0
+
+    @property
+    def n_pending(self) -> int:
+        return len(self.tokens) - self.n_computed
+
+    def advance(self, n: int, pool: BlockPool) -> None:
+        """n more tokens are computed: blocks they filled can be shared from now on."""
+        before, self.n_computed = self.n_computed, self.n_computed + n
+        for index in range(before // KV_BLOCK_TOKENS, self.n_computed // KV_BLOCK_TOKENS):
+            pool.publish(self.blocks[index], self._tokens_of(index))
+
+    def drop_blocks(self, pool: BlockPool) -> None:
+        """Give all blocks back; what they hold stays cached, the begun last one too."""
+        last = self.n_computed // KV_BLOCK_TOKENS
+        if self.n_computed % KV_BLOCK_TOKENS:
+            pool.publish(self.blocks[last], self._tokens_of(last))
+        for block in reversed(self.blocks):
+            pool.release(block)
+        self.blocks, self.n_computed = [], 0
+
+    def shift(self, pool: BlockPool) -> int:
+        """Make room: drop half of the tokens after the first `keep`; returns how many. The rest is computed again where it moved."""
+        self.drop_blocks(pool)
+        n_drop = max(1, (len(self.tokens) - self.keep) // 2)
+        del self.tokens[self.keep : self.keep + n_drop]
+        return n_drop
+
+    def _tokens_of(self, index: int) -> tuple[int, ...]:
+        return tuple(self.tokens[index * KV_BLOCK_TOKENS : min(self.n_computed, (index + 1) * KV_BLOCK_TOKENS)])
