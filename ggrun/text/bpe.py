@@ -1,0 +1,70 @@
+"""Byte-pair encoding by a list of merges, over the byte alphabet or over UTF-8 with byte tokens.
+
+Knows a vocabulary, its merges and a split rule; must not know special tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import chain
+from math import inf
+from re import Pattern
+
+from ggrun.text.characters import to_byte_alphabet
+from ggrun.text.error import TextError
+from ggrun.text.merging import merge
+from ggrun.text.pretokenizers import PreTokenizer
+from ggrun.text.vocabulary import PREFIX, Vocabulary
+from ggrun.text.words import SPACE, WordIds, space_boundary
+
+
+class BytePairEncoder:
+    """`merges`: "left right", best first; of equal ones the first counts. TextError for an entry without two parts."""
+
+    def __init__(self, vocabulary: Vocabulary, merges: Sequence[str], pretokenizer: PreTokenizer) -> None:
+        malformed = next((i for i, pair in enumerate(merges) if " " not in pair[1:]), None)
+        if malformed is not None:
+            raise TextError(f'{PREFIX}merges[{malformed}] is {merges[malformed]!r:.60}; an entry must be two symbols, "left right"')
+        self._ids = vocabulary.ids
+        self._pre = pretokenizer
+        last = len(merges) - 1
+        self._ranks: dict[str, float] = dict(zip(reversed(merges), range(last, -1, -1)))
+        self._words = WordIds(self._encode_word)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ordinary text. Characters that no token spells are left out, as in the reference."""
+        if self._pre.byte_level:
+            return self._words.of(self._pre.split(text))
+        lines = self._pre.split(text.replace(" ", SPACE))
+        return self._words.of(chain.from_iterable(map(self._boundary.split, lines)))
+
+    @cached_property
+    def _boundary(self) -> Pattern[str]:
+        return space_boundary(pair.replace(" ", "", 1) for pair in self._ranks if SPACE in pair)
+
+    def _encode_word(self, word: str) -> list[int]:
+        if self._pre.byte_level:
+            word = to_byte_alphabet(word)
+        whole = self._ids.get(word)
+        if whole is not None and (self._pre.whole_words or (self._pre.whole_newlines and not word.strip("\n"))):
+            return [whole]
+        ids: list[int] = []
+        for symbol in merge(list(word), self._rank):
+            id_ = self._ids.get(symbol)
+            if id_ is None:
+                ids += self._fall_back(symbol)
+            else:
+                ids.append(id_)
+        return ids
+
+    def _rank(self, left: str, right: str) -> float:
+        return self._ranks.get(f"{left} {right}", inf)
+
+    def _fall_back(self, symbol: str) -> list[int]:
+        """Ids of the symbol's bytes, those that there are tokens for."""
+        if self._pre.byte_level:
+            texts = list(symbol)
+        else:
+            texts = [f"<0x{byte:02X}>" for byte in symbol.encode()]
+        return [self._ids[text] for text in texts if text in self._ids]
