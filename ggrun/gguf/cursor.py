@@ -52,9 +52,7 @@ class Cursor:
         """Step over `n_bytes` bytes of the field `what`; where they start."""
         start = self.position
         if n_bytes > self.size - start:
-            raise self.error(
-                f"{what} takes {n_bytes} bytes at byte {start}, but the file ends after {self.size - start} more: {_DAMAGED}"
-            )
+            raise self.error(f"{what} takes {n_bytes} bytes at byte {start}, but the file ends after {self.size - start} more: {_DAMAGED}")
         self.position = start + n_bytes
         return start
 
