@@ -141,7 +141,9 @@ SHAPERS: Mapping[str, Callable[[NDArray[np.void]], None]] = {"Q4_K": _shape_q4_k
 
 def random_blocks(fmt: Format, rng: np.random.Generator, n_blocks: int, d: float) -> NDArray[np.void]:
     """Blocks with random quants and sub-scales, and scales between half and one and a half of `d`."""
-    blocks = np.frombuffer(bytearray(rng.bytes(n_blocks * fmt.block_bytes)), CODECS[fmt.name].layout)
+    n_bytes = n_blocks * fmt.block_bytes
+    raw: NDArray[np.uint8] = rng.bit_generator.random_raw(-(-n_bytes // 8)).view(np.uint8)
+    blocks = raw[:n_bytes].view(CODECS[fmt.name].layout)
     blocks["d"] = (rng.random(n_blocks, np.float32) + np.float32(0.5)) * np.float32(d)
     SHAPERS[fmt.name](blocks)
     return blocks
@@ -150,7 +152,7 @@ def random_blocks(fmt: Format, rng: np.random.Generator, n_blocks: int, d: float
 @cache
 def deviation_at_1(fmt: Format) -> float:
     """Standard deviation of the weights that `random_blocks` makes with d = 1."""
-    sample = random_blocks(fmt, np.random.default_rng(0), 2048, 1.0)
+    sample = random_blocks(fmt, np.random.Generator(np.random.SFC64(0)), 2048, 1.0)
     return float(dequantize(fmt, sample.view(np.uint8)).std())
 
 
