@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ggrun.engine.generation import Generation
 from ggrun.engine.kv import Block, BlockPool
-from ggrun.engine.sampling import Sampler
-from ggrun.engine.stops import StopMatcher
 from ggrun.plan.device import KV_BLOCK_TOKENS
-from ggrun.text.decoder import IncrementalDecoder
+
+if TYPE_CHECKING:
+    from ggrun.engine.generation import Generation
+    from ggrun.engine.sampling import Sampler
+    from ggrun.engine.stops import StopMatcher
+    from ggrun.text.decoder import IncrementalDecoder
 
 Overflow = Literal["stop", "shift"]
 
