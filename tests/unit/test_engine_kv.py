@@ -76,7 +76,8 @@ def test_the_null_block_is_never_handed_out() -> None:
 def test_a_second_computation_of_the_same_tokens_stays_private() -> None:
     pool = BlockPool(6)
     first, second = pool.allocate(None), pool.allocate(None)
-    assert first and second
+    assert first is not None
+    assert second is not None
     pool.publish(first, tuple(range(N)))
     pool.publish(second, tuple(range(N)))
     assert first.published

@@ -1,0 +1,161 @@
+"""The engine on real files: rule 11 (alone equals batched, to the bit), prefix reuse, stopping, cancelling, full contexts, bad input."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ggrun import Engine, Sampling
+from ggrun.engine.engine import ContextExceeded
+from ggrun.errors import GgrunError
+from ggrun.models.spec import SpecError
+from tests.oracle.models import LOCAL
+
+MODEL = LOCAL / "llama-gqa.Q4_K_M.gguf"
+GREEDY = Sampling(temperature=0.0, ignore_eos=True)
+RNG = np.random.default_rng(7)
+PROMPT = [int(i) for i in RNG.integers(3, 380, 90)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    with Engine.open(MODEL, n_ctx=1024, n_parallel=4, n_ubatch=48) as engine:
+        yield engine
+
+
+def greedy_ids(engine: Engine, prompt: list[int], n: int = 12) -> list[int]:
+    return engine.submit(prompt, GREEDY, n_predict=n).wait().ids
+
+
+def test_logits_do_not_depend_on_batching_chunks_or_threads() -> None:
+    want = None
+    for options in ({"n_ubatch": 128}, {"n_ubatch": 7}, {"n_threads": 1}, {"n_ubatch": 33, "n_threads": 2, "n_threads_batch": 1}):
+        with Engine.open(MODEL, n_ctx=256, **{"n_logits": 128, **options}) as engine:
+            logits = engine.forward(PROMPT)
+        want = logits if want is None else want
+        np.testing.assert_array_equal(logits, want, err_msg=str(options))
+
+
+def test_parallel_generations_equal_lonely_ones(engine: Engine) -> None:
+    prompts = [PROMPT[:n] for n in (5, 40, 64, 90)]
+    alone = [greedy_ids(engine, p) for p in prompts]
+    together = [g.wait().ids for g in [engine.submit(p, GREEDY, n_predict=12) for p in prompts]]
+    assert together == alone
+
+
+def test_a_conversation_reuses_its_keys_and_values_and_answers_the_same() -> None:
+    with Engine.open(MODEL, n_ctx=512) as engine:
+        first = engine.submit(PROMPT, GREEDY, n_predict=20).wait()
+        longer = PROMPT + first.ids + PROMPT[:10]
+        reused = engine.submit(longer, GREEDY, n_predict=10).wait()
+    with Engine.open(MODEL, n_ctx=512) as engine:
+        fresh = engine.submit(longer, GREEDY, n_predict=10).wait()
+    assert first.timings.cache_n == fresh.timings.cache_n == 0
+    assert reused.timings.cache_n == len(PROMPT) + 19  # the last generated token was never computed
+    assert reused.timings.cache_n + reused.timings.prompt_n == len(longer)
+    assert reused.ids == fresh.ids
+
+
+def test_seed_decides(engine: Engine) -> None:
+    def ids(seed: int) -> list[int]:
+        return engine.submit(PROMPT, Sampling(seed=seed, temperature=1.5, ignore_eos=True), n_predict=16).wait().ids
+
+    assert ids(1) == ids(1) != ids(2)
+    generation = engine.submit(PROMPT, Sampling(ignore_eos=True), n_predict=16).wait()
+    assert ids(generation.seed) != generation.ids or generation.seed >= 0
+
+
+def test_limits_and_reasons(engine: Engine) -> None:
+    g = engine.submit(PROMPT, GREEDY, n_predict=5).wait()
+    assert (len(g.ids), g.finish_reason) == (5, "length")
+    assert g.timings.predicted_n == 5
+    nothing = engine.submit(PROMPT, GREEDY, n_predict=0).wait()
+    assert (nothing.ids, nothing.finish_reason) == ([], "length")
+    full = engine.submit(PROMPT, GREEDY).wait()
+    assert (full.finish_reason, len(PROMPT) + len(full.ids)) == ("context_full", engine.n_ctx)
+
+
+def test_stop_words_end_the_text_before_them(engine: Engine) -> None:
+    free = engine.submit(PROMPT, GREEDY, n_predict=30).wait()
+    word = free.text[10:13]
+    stopped = engine.submit(PROMPT, GREEDY, n_predict=30, stop=[word]).wait()
+    assert stopped.finish_reason == "stop"
+    assert stopped.stop_word == word
+    assert stopped.text == free.text[: free.text.index(word)]
+
+
+def test_a_full_context_shifts_when_asked_and_says_how_much() -> None:
+    with Engine.open(MODEL, n_ctx=128) as engine:
+        g = engine.submit(PROMPT, GREEDY, n_predict=100, keep=16, on_overflow="shift").wait()
+        assert (len(g.ids), g.finish_reason) == (100, "length")
+        assert g.n_shifted > 0
+        long = engine.submit(PROMPT * 3, GREEDY, n_predict=4, keep=16, on_overflow="shift").wait()
+        assert long.n_shifted >= 270 - 128
+        with pytest.raises(ContextExceeded, match=r"270 tokens .* holds 128"):
+            engine.submit(PROMPT * 3, GREEDY)
+
+
+def test_cancelling_takes_at_most_200_ms_and_keeps_what_was_said(engine: Engine) -> None:
+    g = engine.submit(PROMPT, GREEDY)
+    seen = []
+    for event in g:
+        seen.append(event.id)
+        if len(seen) == 3:
+            start = time.perf_counter()
+            g.cancel()
+    assert g.finish_reason == "cancelled"
+    assert g.ids == seen
+    assert time.perf_counter() - start < 5  # the bound itself is held by the runtime's tests; here: it ends at all
+    assert greedy_ids(engine, PROMPT) == greedy_ids(engine, PROMPT)
+
+
+def test_a_cancelled_neighbour_changes_nothing(engine: Engine) -> None:
+    want = greedy_ids(engine, PROMPT, 40)
+    other = engine.submit(PROMPT[::-1], GREEDY)
+    g = engine.submit(PROMPT, GREEDY, n_predict=40)
+    next(iter(g))
+    threading.Timer(0.005, other.cancel).start()
+    assert g.wait().ids == want
+    assert other.wait().finish_reason == "cancelled"
+
+
+def test_more_requests_than_slots_wait_their_turn(engine: Engine) -> None:
+    generations = [engine.submit(PROMPT[: 10 + i], GREEDY, n_predict=6) for i in range(9)]
+    assert all(len(g.wait().ids) == 6 for g in generations)
+
+
+def test_bad_input_is_a_sentence(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(GgrunError, match="empty"):
+        engine.submit([])
+    with pytest.raises(GgrunError, match=r"token id 384 is outside .* 384"):
+        engine.submit([1, 384])
+    with pytest.raises(GgrunError, match="no such file"):
+        Engine.open(tmp_path / "none.gguf")
+    with pytest.raises(GgrunError, match="executor 'tpu'"):
+        Engine.open(MODEL, executor="tpu")
+    closed = Engine.open(MODEL, n_ctx=64)
+    closed.close()
+    closed.close()
+    with pytest.raises(GgrunError, match="closed"):
+        closed.submit([1])
+
+
+def test_an_unsupported_architecture_lists_the_supported(shared: Path) -> None:
+    with pytest.raises(SpecError, match=r"'gemma3' is not supported; supported are: llama"):
+        Engine.open(shared / "oracle" / "gemma3.Q8_0.gguf")
+
+
+def test_the_reference_executor_runs_the_same_engine() -> None:
+    with Engine.open(MODEL, n_ctx=128, executor="reference") as reference, Engine.open(MODEL, n_ctx=128, n_logits=64) as cpu:
+        want, got = reference.forward(PROMPT), cpu.forward(PROMPT)
+    assert np.square(got - want).sum() / np.square(want - want.mean(-1, keepdims=True)).sum() < 2.5e-3
+
+
+def test_closing_while_generating_ends_the_generation() -> None:
+    engine = Engine.open(MODEL, n_ctx=1024)
+    g = engine.submit(PROMPT, GREEDY)
+    next(iter(g))
+    engine.close()
+    assert g.wait().finish_reason == "cancelled"
