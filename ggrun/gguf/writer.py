@@ -141,8 +141,9 @@ def _encode_typed(value: object, wanted: ValueType | None) -> bytes:
 
 def _encode_array(values: Any, wanted: ValueType | None) -> bytes:
     """An array with its element type and length in front. Nested lists become arrays of arrays."""
-    if isinstance(values, MetadataArray):
+    if isinstance(values, MetadataArray) and values.element_type != VALUE_TYPES[ARRAY].name:
         wanted = wanted or _BY_NAME[values.element_type]
+    if isinstance(values, MetadataArray):
         values = values.tolist()
     if isinstance(values, np.ndarray):
         type_ = wanted or _BY_DTYPE[values.dtype]
@@ -154,10 +155,16 @@ def _encode_array(values: Any, wanted: ValueType | None) -> bytes:
 
 
 def _encode_scalar(value: Any, type_: ValueType) -> bytes:
-    return type_.layout.pack(value) if type_.layout else _encode_string(value)
+    if type_.id == STRING:
+        return _encode_string(value)
+    if not type_.layout:
+        raise TypeError("an array is needed here")
+    return type_.layout.pack(bool(value) if type_.id == BOOL else value)
 
 
 def _encode_string(text: str | bytes) -> bytes:
+    if not isinstance(text, str | bytes):
+        raise TypeError("a string is needed here")
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(raw)) + raw
 
