@@ -1,0 +1,163 @@
+"""The block formats as kernels see them: one table of where quants and scales lie, and the code that reads them.
+
+Every format's quants are bit planes (`quant.bits`): a low plane and perhaps a higher one, so that one generic function reads 32
+neighbouring elements of any format; sub-block scales of the 256-element formats come in five packings, one function each.
+The arithmetic of a block is
+
+    super-blocks (256 elements)   x = d * scale[j] * (q - offset) - dmin * minimum[j]     integer scales, float16 d and dmin
+    blocks (32 elements)          x = d * (q - offset) + m                                float16 d and m
+
+Knows the bytes of a block and nothing of rows, tokens or tiles. The definition is `quant.reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from quant.iq import LEVELS
+from quant.simd import I1, I8, I16, I32, Emitter, Value, vec
+
+Scales = Callable[[Emitter, Value], tuple[Value, Value | None]]
+"""(emitter, block address) -> scales and minima, each <n_sub x i16>."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """A bit field of `bits` bits lying in planes of `width` bytes from byte `at` of the block."""
+
+    at: int
+    width: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """How a kernel reads one format.
+
+    `planes` from low bits to high. `signed`: the quants are signed bytes (the others are unsigned, up to `top`, and mean
+    q - offset). `levels`: they are indices into `quant.iq.LEVELS`. `scales` with `n_sub` sub-blocks: a super-block format.
+    `d_at`, `m_at`: bytes of the float16 scale and minimum; m_at is None where there is none.
+    """
+
+    name: str
+    n_bytes: int
+    planes: tuple[Plane, ...]
+    d_at: int
+    m_at: int | None = None
+    offset: int = 0
+    signed: bool = False
+    levels: bool = False
+    n_sub: int = 0
+    scales: Scales | None = None
+
+    @property
+    def n_elements(self) -> int:
+        return 256 if self.scales else 32
+
+    @property
+    def top(self) -> int:
+        """The largest magnitude of a quant."""
+        return 128 if self.signed else (1 << sum(plane.bits for plane in self.planes)) - 1
+
+
+def quants(e: Emitter, fmt: BlockFormat, block: Value, segment: int) -> Value:
+    """Elements 32 * segment .. + 31 of a block as <32 x i8>, in order."""
+    low, *rest = (_field(e, plane, block, segment) for plane in fmt.planes)
+    shift = fmt.planes[0].bits
+    for plane, high in zip(fmt.planes[1:], rest):
+        low = e.b.or_(low, e.b.shl(high, e.const(shift, high.type)))
+        shift += plane.bits
+    return _level(e, low) if fmt.levels else low
+
+
+def _field(e: Emitter, plane: Plane, block: Value, segment: int) -> Value:
+    """One plane's bits of 32 elements."""
+    if plane.width == 1:
+        return e.b.zext(e.cast(e.load(block, I32, plane.at + 4 * segment), vec(I1, 32)), vec(I8, 32))
+    group, within = divmod(32 * segment, plane.width * 8 // plane.bits)
+    plane_index, first = divmod(within, plane.width)
+    n = min(32, plane.width)
+    packed = e.load(block, vec(I8, n), plane.at + group * plane.width + first)
+    mask = e.const((1 << plane.bits) - 1, packed.type)
+    parts = []
+    for index in range(plane_index, plane_index + 32 // n):
+        part = e.b.lshr(packed, e.const(index * plane.bits, packed.type)) if index else packed
+        parts.append(e.b.and_(part, mask) if plane.bits < 8 else part)
+    return parts[0] if n == 32 else e.concat(*parts)
+
+
+def _level(e: Emitter, index: Value) -> Value:
+    """LEVELS[index] of each byte below 16."""
+    levels = [int(level) for level in LEVELS]
+    if e.target.avx2:
+        return e.call("llvm.x86.avx2.pshuf.b", index.type, [e.table(index.type, levels * 2), index])
+    value = e.const(levels[0], index.type)
+    for position in range(1, 16):
+        reached = e.b.icmp_unsigned(">=", index, e.const(position, index.type))
+        step = e.const((levels[position] - levels[position - 1]), index.type)
+        value = e.b.add(value, e.b.select(reached, step, e.zero(index.type)))
+    return value
+
+
+def _shift(e: Emitter, words: Value, by: list[int], mask: int) -> Value:
+    return e.b.and_(e.b.lshr(words, e.table(words.type, by)), e.const(mask, words.type))
+
+
+def _scales_q2_k(e: Emitter, block: Value) -> tuple[Value, Value]:
+    both = e.load(block, vec(I8, 16))
+    wide = vec(I16, 16)
+    return e.b.zext(e.b.and_(both, e.const(15, both.type)), wide), e.b.zext(e.b.lshr(both, e.const(4, both.type)), wide)
+
+
+def _scales_q3_k(e: Emitter, block: Value) -> tuple[Value, None]:
+    nibbles = e.shuffle(e.load(block, vec(I32, 2), 96), [0, 1, 0, 1])
+    tops = e.splat(e.load(block, I32, 104), 4)
+    low, high = _shift(e, nibbles, [0, 0, 4, 4], 0x0F0F0F0F), _shift(e, tops, [0, 2, 4, 6], 0x03030303)
+    joined = e.cast(e.b.or_(low, e.b.shl(high, e.const(4, high.type))), vec(I8, 16))
+    return e.b.sext(e.b.sub(joined, e.const(32, joined.type)), vec(I16, 16)), None
+
+
+def _scales_q4_k(e: Emitter, block: Value) -> tuple[Value, Value]:
+    words = e.load(block, vec(I32, 3), 4)
+    low = e.b.lshr(e.shuffle(words, [0, 2, 1, 2]), e.table(vec(I32, 4), [0, 0, 0, 4]))
+    low = e.b.and_(low, e.table(low.type, [0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F]))
+    high = e.b.lshr(e.shuffle(words, [0, 0, 1, 1]), e.const(2, low.type))
+    high = e.b.and_(high, e.table(high.type, [0, 0x30303030, 0, 0x30303030]))
+    both = e.b.zext(e.cast(e.b.or_(low, high), vec(I8, 16)), vec(I16, 16))
+    return e.part(both, 0, 8), e.part(both, 8, 8)
+
+
+def _scales_q6_k(e: Emitter, block: Value) -> tuple[Value, None]:
+    return e.b.sext(e.load(block, vec(I8, 16), 192), vec(I16, 16)), None
+
+
+def _scales_iq4_xs(e: Emitter, block: Value) -> tuple[Value, None]:
+    nibbles = e.splat(e.load(block, I32, 4), 8)
+    tops = e.splat(e.b.zext(e.load(block, I16, 2), I32), 8)
+    low, high = _shift(e, nibbles, list(range(0, 32, 4)), 15), _shift(e, tops, list(range(0, 16, 2)), 3)
+    joined = e.b.or_(low, e.b.shl(high, e.const(4, high.type)))
+    return e.b.trunc(e.b.sub(joined, e.const(32, joined.type)), vec(I16, 8)), None
+
+
+BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
+    {
+        fmt.name: fmt
+        for fmt in (
+            BlockFormat("Q4_0", 18, (Plane(2, 16, 4),), d_at=0, offset=8),
+            BlockFormat("Q4_1", 20, (Plane(4, 16, 4),), d_at=0, m_at=2),
+            BlockFormat("Q5_0", 22, (Plane(6, 16, 4), Plane(2, 1, 1)), d_at=0, offset=16),
+            BlockFormat("Q5_1", 24, (Plane(8, 16, 4), Plane(4, 1, 1)), d_at=0, m_at=2),
+            BlockFormat("Q8_0", 34, (Plane(2, 32, 8),), d_at=0, signed=True),
+            BlockFormat("IQ4_NL", 18, (Plane(2, 16, 4),), d_at=0, signed=True, levels=True),
+            BlockFormat("Q2_K", 84, (Plane(16, 32, 2),), d_at=80, m_at=82, n_sub=16, scales=_scales_q2_k),
+            BlockFormat("Q3_K", 110, (Plane(32, 32, 2), Plane(0, 32, 1)), d_at=108, offset=4, n_sub=16, scales=_scales_q3_k),
+            BlockFormat("Q4_K", 144, (Plane(16, 32, 4),), d_at=0, m_at=2, n_sub=8, scales=_scales_q4_k),
+            BlockFormat("Q5_K", 176, (Plane(48, 32, 4), Plane(16, 32, 1)), d_at=0, m_at=2, n_sub=8, scales=_scales_q4_k),
+            BlockFormat("Q6_K", 210, (Plane(0, 64, 4), Plane(128, 32, 2)), d_at=208, offset=32, n_sub=16, scales=_scales_q6_k),
+            BlockFormat("IQ4_XS", 136, (Plane(8, 16, 4),), d_at=0, signed=True, levels=True, n_sub=8, scales=_scales_iq4_xs),
+        )
+    }
+)
+"""Every format that is multiplied through integers, by name."""

@@ -1,0 +1,119 @@
+"""One token times the rows of a block format: a single stream over the weights, read as the file has them.
+
+Each row is a loop over groups of 256 elements: quants by the 32, integer sums within a group, reduced to one integer and turned
+into a float by exactly the formula of `quant.cpu.panel`, so that a lone token gets the bits it would get among others.
+"""
+
+from __future__ import annotations
+
+from quant.cpu.activations import GROUP, Layout, layout
+from quant.cpu.arguments import Product
+from quant.cpu.blocks import BlockFormat, quants
+from quant.simd import F32, I8, I16, I32, Emitter, Value, vec
+
+
+def emit(e: Emitter, fmt: BlockFormat, p: Product) -> None:
+    """out[r] = W[r] . x for rows r0..r1-1."""
+    dot = _dot_super_blocks if fmt.scales else _dot_blocks
+
+    def row(r: Value) -> None:
+        e.store(dot(e, fmt, e.at(p.w, r, p.row_bytes), p.k, p.x), e.at(p.out, r, 4))
+
+    e.range(p.r0, p.r1, row)
+
+
+def _dot_super_blocks(e: Emitter, fmt: BlockFormat, row: Value, k: Value, x: Value) -> Value:
+    """total = fma(isum, d * da, total), then fma(msum, -dmin * da, total), super-block by super-block."""
+    b, acts = e.b, layout("q8_k", 1)
+
+    def super_block(i: Value, carried: list[Value]) -> list[Value]:
+        (total,) = carried
+        block, xs = e.at(row, i, fmt.n_bytes), e.at(x, i, acts.n_bytes)
+        isum, msum = _integer_sums(e, fmt, acts, block, xs)
+        da = e.load(xs, F32, acts["scale"])
+        d = e.widen_half(e.load(block, I16, fmt.d_at))
+        total = e.fma(e.to_float(isum), b.fmul(d, da), total)
+        if fmt.m_at is not None:
+            dmin = b.fneg(e.widen_half(e.load(block, I16, fmt.m_at)))
+            total = e.fma(e.to_float(msum), b.fmul(dmin, da), total)
+        return [total]
+
+    return e.loop(e.const(0), b.sdiv(k, e.const(GROUP)), super_block, [e.const(0.0, F32)])[0]
+
+
+def _integer_sums(e: Emitter, fmt: BlockFormat, acts: Layout, block: Value, xs: Value) -> tuple[Value, Value]:
+    """Sum of scale * quant * x and, with minima, of minimum * x over a super-block, as i32."""
+    b = e.b
+    assert fmt.scales is not None
+    scales, minima = fmt.scales(e, block)
+    total = None
+    for segment in range(8):
+        pairs = e.pair_dot(quants(e, fmt, block, segment), e.load(xs, vec(I8, 32), acts["quants"] + 32 * segment), fmt.signed)
+        first = segment * fmt.n_sub // 8
+        factors = e.shuffle(scales, [first + (lane * fmt.n_sub // 8) // 16 for lane in range(16)])
+        products = e.madd(pairs, factors)
+        total = products if total is None else b.add(total, products)
+    sums = e.load(xs, vec(I16, fmt.n_sub), acts["sums16" if fmt.n_sub == 16 else "sums32"])
+    if fmt.offset:
+        excess = e.madd(scales, sums)
+        total = b.sub(total, b.mul(excess, e.const(fmt.offset, excess.type)))
+    return e.sum(total), e.sum(e.madd(minima, sums)) if minima is not None else None
+
+
+def _dot_blocks(e: Emitter, fmt: BlockFormat, row: Value, k: Value, x: Value) -> Value:
+    """Per group part = fma(isum * d, da, part), part = fma(m, da * sum, part) over its blocks; then total = total + part."""
+    b, acts = e.b, layout("q8_0", 1)
+    n_groups, zero = b.ashr(k, e.const(8)), e.const(0.0, F32)
+
+    def group(i: Value, carried: list[Value]) -> list[Value]:
+        part = _eight_blocks(e, fmt, acts, e.at(row, i, 8 * fmt.n_bytes), e.at(x, i, acts.n_bytes))
+        return [b.fadd(carried[0], part)]
+
+    (total,) = e.loop(e.const(0), n_groups, group, [zero])
+    rest = b.and_(b.ashr(k, e.const(5)), e.const(7))
+    block, xs = e.at(row, n_groups, 8 * fmt.n_bytes), e.at(x, n_groups, acts.n_bytes)
+
+    def one(j: Value, carried: list[Value]) -> list[Value]:
+        at, numbers = e.at(block, j, fmt.n_bytes), e.at(xs, j, 4)
+        isum = e.sum(_block_dot(e, fmt, at, e.load(e.at(xs, j, 32), vec(I8, 32), acts["quants"])))
+        if fmt.offset:
+            isum = b.sub(isum, b.mul(e.load(numbers, I32, acts["sums"]), e.const(fmt.offset, I32)))
+        scaled = b.fmul(e.to_float(isum), e.widen_half(e.load(at, I16, fmt.d_at)))
+        part = e.fma(scaled, e.load(numbers, F32, acts["scale"]), carried[0])
+        if fmt.m_at is not None:
+            part = e.fma(e.widen_half(e.load(at, I16, fmt.m_at)), e.load(numbers, F32, acts["offset"]), part)
+        return [part]
+
+    (part,) = e.loop(e.const(0), rest, one, [zero])
+    return b.select(b.icmp_signed(">", rest, e.const(0)), b.fadd(total, part), total)
+
+
+def _block_dot(e: Emitter, fmt: BlockFormat, block: Value, x: Value) -> Value:
+    """Sums of a block's products, <8 x i32>, without the offset."""
+    return e.madd(e.pair_dot(quants(e, fmt, block, 0), x, fmt.signed), e.const(1, vec(I16, 16)))
+
+
+def _eight_blocks(e: Emitter, fmt: BlockFormat, acts: Layout, blocks: Value, xs: Value) -> Value:
+    """The part of a whole group, its eight blocks side by side until they are added in order."""
+    b, numbers = e.b, vec(F32, 8)
+    at = [e.offset(blocks, j * fmt.n_bytes) for j in range(8)]
+    sums = e.sum_rows8([_block_dot(e, fmt, at[j], e.load(xs, vec(I8, 32), acts["quants"] + 32 * j)) for j in range(8)])
+    if fmt.offset:
+        sums = b.sub(sums, b.mul(e.load(xs, sums.type, acts["sums"]), e.const(fmt.offset, sums.type)))
+    scaled = b.fmul(e.to_float(sums), _halves(e, at, fmt.d_at))
+    minima = _halves(e, at, fmt.m_at) if fmt.m_at is not None else None
+    scales, offsets = e.load(xs, numbers, acts["scale"]), e.load(xs, numbers, acts["offset"])
+    part = e.const(0.0, F32)
+    for j in range(8):
+        part = e.fma(e.lane(scaled, j), e.lane(scales, j), part)
+        if minima is not None:
+            part = e.fma(e.lane(minima, j), e.lane(offsets, j), part)
+    return part
+
+
+def _halves(e: Emitter, blocks: list[Value], by: int) -> Value:
+    """One float16 of each of eight blocks as <8 x f32>."""
+    bits = e.zero(vec(I16, 8))
+    for j, block in enumerate(blocks):
+        bits = e.b.insert_element(bits, e.load(block, I16, by), e.const(j, I32))
+    return e.widen_half(bits)

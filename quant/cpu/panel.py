@@ -1,0 +1,302 @@
+"""Many tokens times the rows of a block format: unpack a panel of rows, multiply it by tiles of tokens.
+
+A panel is M vectors of L rows (a lane a row) by one group of 256 elements, rebuilt in scratch from the file's bytes for every
+group; nothing of it outlives the call. Its fields, each [..][M][L lanes]:
+
+    quants   [64]         four neighbouring elements of every row in a lane, as bytes
+    super-blocks:  scales [n_sub]      integer sub-block scales, i32 (VNNI) or the same i16 twice
+                   pairs  [n_sub / 2]  i16 pairs of minima, or of scales where quants have an offset
+                   d, -dmin            f32
+    blocks:        d, m   [8]          f32
+
+For every tile of T tokens the register tile M x T runs over the panel and adds to the results in scratch: DESIGN's rule 11,
+formula in docs/kernels.md. Rows beyond the last are clamped to it, so nothing is read beyond the tensor, and are not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from quant.cpu.activations import GROUP, Layout, layout
+from quant.cpu.arguments import Product
+from quant.cpu.blocks import BlockFormat, quants
+from quant.simd import F32, I8, I16, I32, I64, Emitter, Target, Value, vec
+
+STEPS = GROUP // 4
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Byte offsets of a panel's fields and of what follows it in scratch: row addresses, then results."""
+
+    fields: Mapping[str, int]
+    rows: int
+    n_bytes: int
+
+    def __getitem__(self, field: str) -> int:
+        return self.fields[field]
+
+
+def panel(fmt: BlockFormat, target: Target) -> Panel:
+    """The panel of a format on a target."""
+    line = 4 * target.lanes * target.panel_vectors
+    if fmt.scales:
+        counts = {"quants": STEPS, "scales": fmt.n_sub, "pairs": fmt.n_sub // 2, "d": 1, "m": 1}
+    else:
+        counts = {"quants": STEPS, "d": 8, "m": 8}
+    at, fields = 0, {}
+    for name, count in counts.items():
+        fields[name] = at
+        at += count * line
+    rows = target.lanes * target.panel_vectors
+    return Panel(MappingProxyType({**fields, "addresses": at, "results": at + 8 * rows}), rows, at + 8 * rows)
+
+
+def scratch_bytes(fmt: BlockFormat, target: Target, n_tokens: int) -> int:
+    """Bytes of scratch: the panel and its results."""
+    shape = panel(fmt, target)
+    tiles = -(-n_tokens // target.tile_tokens)
+    return shape.n_bytes + 4 * shape.rows * target.tile_tokens * tiles
+
+
+def emit(e: Emitter, fmt: BlockFormat, p: Product) -> None:
+    """out[t][r] = W[r] . x[t] for rows r0..r1-1 and all tokens."""
+    b, target, shape = e.b, e.target, panel(fmt, e.target)
+    acts = layout("q8_k" if fmt.scales else "q8_0", target.tile_tokens)
+    n_tiles = b.sdiv(b.add(p.n_tokens, e.const(acts.tokens - 1)), e.const(acts.tokens))
+    results, tile_bytes = e.offset(p.scratch, shape["results"]), 4 * shape.rows * acts.tokens
+    group_blocks = GROUP // fmt.n_elements
+    n_blocks = b.sdiv(p.k, e.const(fmt.n_elements))
+    n_groups = b.sdiv(b.add(n_blocks, e.const(group_blocks - 1)), e.const(group_blocks))
+    last = b.sub(p.r1, e.const(1))
+    multiply = _multiply_super_block if fmt.scales else _multiply_blocks
+
+    def panel_of_rows(first: Value) -> None:
+        for i in range(shape.rows):
+            row = e.minimum(b.add(first, e.const(i)), last)
+            e.store(e.at(p.w, row, p.row_bytes), p.scratch, shape["addresses"] + 8 * i)
+        zero = e.zero(vec(F32, target.lanes))
+        e.count(b.mul(n_tiles, e.const(tile_bytes // (4 * target.lanes))), lambda i: e.store(zero, e.at(results, i, 4 * target.lanes)))
+
+        def group(g: Value) -> None:
+            present = e.minimum(b.sub(n_blocks, b.mul(g, e.const(group_blocks))), e.const(group_blocks))
+            skip = b.mul(g, e.const(group_blocks * fmt.n_bytes))
+            e.count(target.panel_vectors, lambda m: _unpack(e, fmt, shape, p.scratch, m, skip, present))
+            tiles = e.at(p.x, b.mul(g, n_tiles), acts.n_bytes)
+
+            def tile(i: Value) -> None:
+                multiply(e, fmt, shape, acts, p.scratch, e.at(tiles, i, acts.n_bytes), e.at(results, i, tile_bytes), present)
+
+            e.count(n_tiles, tile)
+
+        e.count(n_groups, group)
+        _write(e, shape, results, first, p)
+
+    e.range(p.r0, p.r1, panel_of_rows, shape.rows)
+
+
+def _write(e: Emitter, shape: Panel, results: Value, first: Value, p: Product) -> None:
+    """Copies a panel's results [token][row] to the output, without the rows and tokens that are only padding."""
+    b, line = e.b, vec(F32, e.target.lanes)
+    n_rows = e.minimum(b.sub(p.r1, first), e.const(shape.rows))
+    whole = b.icmp_signed("==", n_rows, e.const(shape.rows))
+
+    def token(t: Value) -> None:
+        source = e.at(results, t, 4 * shape.rows)
+        target = e.at(e.at(p.out, t, p.stride), first, 4)
+        with b.if_else(whole) as (full, partial):
+            with full:
+                for m in range(e.target.panel_vectors):
+                    e.store(e.load(source, line, 4 * e.target.lanes * m), target, 4 * e.target.lanes * m)
+            with partial:
+                e.count(n_rows, lambda i: e.store(e.load(e.at(source, i, 4), F32), e.at(target, i, 4)))
+
+    e.count(p.n_tokens, token)
+
+
+def _unpack(e: Emitter, fmt: BlockFormat, shape: Panel, scratch: Value, m: Value, skip: Value, present: Value) -> None:
+    """Fills vector m of the panel from `present` blocks that lie `skip` bytes into each of its rows."""
+    lanes, line = e.target.lanes, 4 * e.target.lanes * e.target.panel_vectors
+    pointers = e.offset(e.at(scratch, m, 8 * lanes), shape["addresses"])
+    rows = [e.offset(e.load(pointers, I64, 8 * i), skip) for i in range(lanes)]
+    dst = e.at(scratch, m, 4 * lanes)
+
+    def halves(blocks: Sequence[Value], at: int) -> Value:
+        bits = e.zero(vec(I16, lanes))
+        for i, block in enumerate(blocks):
+            bits = e.b.insert_element(bits, e.load(block, I16, at), e.const(i, I32))
+        return e.widen_half(bits)
+
+    def put_quants(blocks: Sequence[Value], segment: int, at: Value) -> None:
+        columns = e.transpose8([e.cast(quants(e, fmt, block, segment), vec(I32, 8)) for block in blocks])
+        for i, column in enumerate(columns):
+            if fmt.signed and e.target.vnni512:
+                column = e.b.xor(column, e.const(-0x7F7F7F80, column.type))  # 0x80 in every byte: unsigned, 128 too large
+            e.store(column, at, line * i)
+
+    if fmt.scales:
+        _unpack_scales(e, fmt, shape, dst, rows)
+        for segment in range(8):
+            put_quants(rows, segment, e.offset(dst, shape["quants"] + 8 * line * segment))
+        e.store(halves(rows, fmt.d_at), dst, shape["d"])
+        if fmt.m_at is not None:
+            e.store(e.b.fneg(halves(rows, fmt.m_at)), dst, shape["m"])
+        return
+
+    def block(j: Value) -> None:
+        blocks = [e.at(row, j, fmt.n_bytes) for row in rows]
+        put_quants(blocks, 0, e.at(dst, j, 8 * line))
+        at = e.at(dst, j, line)
+        e.store(halves(blocks, fmt.d_at), at, shape["d"])
+        if fmt.m_at is not None:
+            e.store(halves(blocks, fmt.m_at), at, shape["m"])
+
+    e.count(present, block)
+
+
+def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, dst: Value, rows: Sequence[Value]) -> None:
+    """Integer scales and pairs of a super-block, transposed to a lane a row."""
+    b, line = e.b, 4 * e.target.lanes * e.target.panel_vectors
+    assert fmt.scales is not None
+    read = [fmt.scales(e, row) for row in rows]
+    if fmt.n_sub == 16:
+        columns = e.transpose8([e.cast(scales, vec(I32, 8)) for scales, _ in read])
+        minima = e.transpose8([e.cast(m, vec(I32, 8)) for _, m in read]) if fmt.m_at is not None else columns
+    else:
+        both = e.transpose8([e.cast(e.concat(scales, scales if m is None else m), vec(I32, 8)) for scales, m in read])
+        columns, minima = both[:4], both[4:]
+    for i, pair in enumerate(columns):
+        sixteen, high = e.const(16, pair.type), e.const(-65536, pair.type)
+        if e.target.vnni512:
+            first, second = b.ashr(b.shl(pair, sixteen), sixteen), b.ashr(pair, sixteen)
+        else:
+            first = b.or_(b.shl(pair, sixteen), b.lshr(b.shl(pair, sixteen), sixteen))
+            second = b.or_(b.and_(pair, high), b.lshr(pair, sixteen))
+        e.store(first, dst, shape["scales"] + 2 * i * line)
+        e.store(second, dst, shape["scales"] + (2 * i + 1) * line)
+    for i, pair in enumerate(minima):
+        e.store(pair, dst, shape["pairs"] + i * line)
+
+
+class _Tile:
+    """The M x T register tile: values per token and panel vector, token-major."""
+
+    def __init__(self, e: Emitter, fmt: BlockFormat) -> None:
+        self.e, self.fmt = e, fmt
+        self.tokens, self.vectors = e.target.tile_tokens, e.target.panel_vectors
+        self.bytes, self.pairs = vec(I8, 4 * e.target.lanes), vec(I16, 2 * e.target.lanes)
+        self.ints, self.floats = vec(I32, e.target.lanes), vec(F32, e.target.lanes)
+        self.size = self.tokens * self.vectors
+        self.line = 4 * e.target.lanes
+        # How many 16-bit pair sums fit into 16 bits before they must be widened.
+        self.depth = 1 if fmt.signed else 32767 // (2 * 127 * fmt.top)
+
+    @property
+    def offset(self) -> int:
+        """What a quant in the panel is too large by."""
+        return 128 if self.fmt.signed and self.e.target.vnni512 else self.fmt.offset
+
+    def cells(self) -> Sequence[tuple[int, int, int]]:
+        """(index, token, vector) of every value."""
+        return [(t * self.vectors + m, t, m) for t in range(self.tokens) for m in range(self.vectors)]
+
+    def vector(self, at: Value, type_: object, m: int, by: int = 0) -> Value:
+        return self.e.load(at, type_, by + m * self.line)
+
+    def broadcast(self, at: Value, type_: object, t: int, by: int = 0) -> Value:
+        """The 32 bits of token t in every lane."""
+        lanes = self.e.splat(self.e.load(at, I32, by + 4 * t), self.e.target.lanes)
+        return self.e.cast(lanes, type_)
+
+    def sub_block(self, w: Value, x: Value, steps: int, start: list[Value], scales: list[Value] | None) -> list[Value]:
+        """start + scale * (the dot product over `steps` panel lines from w and activation lines from x); no scales: 1."""
+        e, b = self.e, self.e.b
+        totals = list(start)
+        partial: list[Value] = [e.zero(self.ints) if scales else value for value in start] if e.target.vnni512 else [None] * self.size
+        held = 0
+        for step in range(steps):
+            ws = [self.vector(w, self.bytes, m, step * self.vectors * self.line) for m in range(self.vectors)]
+            for t in range(self.tokens):
+                xt = self.broadcast(x, self.bytes, t, 4 * step * self.tokens)
+                for m in range(self.vectors):
+                    i = t * self.vectors + m
+                    if e.target.vnni512:
+                        partial[i] = e.dot4(partial[i], ws[m], xt)
+                        continue
+                    pair = e.pair_dot(ws[m], xt, self.fmt.signed)
+                    partial[i] = b.add(partial[i], pair) if held else pair
+            held += 1
+            if not e.target.vnni512 and (held == self.depth or step == steps - 1):
+                for i, _, m in self.cells():
+                    factor = e.cast(scales[m], self.pairs) if scales else e.const(1, self.pairs)
+                    totals[i] = b.add(totals[i], e.madd(partial[i], factor))
+                held = 0
+        if not e.target.vnni512:
+            return totals
+        return [b.add(totals[i], b.mul(partial[i], scales[m])) for i, _, m in self.cells()] if scales else partial
+
+
+def _multiply_super_block(e: Emitter, fmt: BlockFormat, shape: Panel, acts: Layout, w: Value, x: Value, results: Value, _: Value) -> None:
+    """result = fma(isum, d * da, result); then result = fma(msum, -dmin * da, result) where there are minima."""
+    b, tile = e.b, _Tile(e, fmt)
+    steps = STEPS // fmt.n_sub
+    row = tile.vectors * tile.line  # bytes of one line of the panel
+
+    def two_sub_blocks(i: Value, sums: list[Value]) -> list[Value]:
+        ws, xs = e.at(w, i, 2 * steps * row), e.at(x, i, 2 * steps * 4 * tile.tokens)
+        scale_at = e.offset(e.at(w, i, 2 * row), shape["scales"])
+        for j in range(2):
+            scales = [tile.vector(scale_at, tile.ints, m, j * row) for m in range(tile.vectors)]
+            sums = tile.sub_block(e.offset(ws, j * steps * row), e.offset(xs, j * steps * 4 * tile.tokens), steps, sums, scales)
+        return sums
+
+    sums = e.loop(e.const(0), e.const(fmt.n_sub // 2), two_sub_blocks, [e.zero(tile.ints)] * tile.size)
+    if tile.offset or fmt.m_at is not None:
+        products = [e.zero(tile.ints)] * tile.size
+        field = acts["sums16" if fmt.n_sub == 16 else "sums32"]
+        for j in range(fmt.n_sub // 2):
+            pairs = [tile.vector(w, tile.pairs, m, shape["pairs"] + j * row) for m in range(tile.vectors)]
+            for t in range(tile.tokens):
+                xt = tile.broadcast(x, tile.pairs, t, field + 4 * j * tile.tokens)
+                for m in range(tile.vectors):
+                    i = t * tile.vectors + m
+                    products[i] = e.dot2(products[i], pairs[m], xt)
+    for i, t, m in tile.cells():
+        at = e.offset(results, (t * tile.vectors + m) * tile.line)
+        da = tile.broadcast(x, tile.floats, t, acts["scale"])
+        total = e.load(at, tile.floats)
+        if tile.offset:
+            sums[i] = b.sub(sums[i], b.mul(products[i], e.const(tile.offset, tile.ints)))
+        total = e.fma(e.to_float(sums[i]), b.fmul(tile.vector(w, tile.floats, m, shape["d"]), da), total)
+        if fmt.m_at is not None:
+            total = e.fma(e.to_float(products[i]), b.fmul(tile.vector(w, tile.floats, m, shape["m"]), da), total)
+        e.store(total, at)
+
+
+def _multiply_blocks(e: Emitter, fmt: BlockFormat, shape: Panel, acts: Layout, w: Value, x: Value, results: Value, present: Value) -> None:
+    """Per block part = fma(isum * d, da, part), part = fma(m, da * sum, part); then result = result + part."""
+    b, tile = e.b, _Tile(e, fmt)
+    row = tile.vectors * tile.line
+
+    def block(j: Value, parts: list[Value]) -> list[Value]:
+        at, xs = e.at(w, j, row), e.at(x, j, 4 * tile.tokens)
+        start = [e.zero(tile.ints)] * tile.size
+        if tile.offset:
+            for t in range(tile.tokens):
+                excess = b.mul(e.load(xs, I32, acts["sums"] + 4 * t), e.const(-tile.offset, I32))
+                start[t * tile.vectors : (t + 1) * tile.vectors] = [e.splat(excess, e.target.lanes)] * tile.vectors
+        sums = tile.sub_block(e.at(w, j, 8 * row), e.at(x, j, 32 * tile.tokens), 8, start, None)
+        for i, t, m in tile.cells():
+            scaled = b.fmul(e.to_float(sums[i]), tile.vector(at, tile.floats, m, shape["d"]))
+            parts[i] = e.fma(scaled, tile.broadcast(xs, tile.floats, t, acts["scale"]), parts[i])
+            if fmt.m_at is not None:
+                offset = tile.broadcast(xs, tile.floats, t, acts["offset"])
+                parts[i] = e.fma(tile.vector(at, tile.floats, m, shape["m"]), offset, parts[i])
+        return parts
+
+    parts = e.loop(e.const(0), present, block, [e.zero(tile.floats)] * tile.size)
+    for i, _, _ in tile.cells():
+        at = e.offset(results, i * tile.line)
+        e.store(b.fadd(e.load(at, tile.floats), parts[i]), at)

@@ -1,0 +1,348 @@
+"""Vector code for Numba: a thin layer over LLVM IR from which every CPU kernel is made, and the targets it can aim at.
+
+A kernel body is a Python function that takes an `Emitter` and integer addresses (LLVM i64 values) and emits explicit vector
+instructions; loops carry their state in phis, tiles are unrolled by Python loops. Operations that processors spell differently
+(byte dot products, float16, fused multiply-add) have one name here and one lowering per `Target`; everything else is generic
+LLVM, which runs anywhere. Knows nothing of formats, ops or threads.
+
+Rules: loads and stores are unaligned unless said; nothing is fast-math; an intrinsic is only emitted for a target that has it
+(LLVM aborts the process otherwise).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from llvmlite import ir
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+
+Value = Any
+"""An LLVM value. Addresses and counts are i64."""
+
+
+def vec(element: ir.Type, lanes: int) -> ir.VectorType:
+    """The type <lanes x element>."""
+    return ir.VectorType(element, lanes)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a tier's instructions are: `lanes` 32-bit lanes a vector, and which lowerings apply.
+
+    `features` are the LLVM feature names that must be on. `vnni512` is the 64-byte dot product of unsigned with signed bytes;
+    `avx2` the 32-byte multiply-adds; `fma` and `f16c` the fused multiply-add and the float16 conversion. `panel_vectors` and
+    `tile_tokens` size the register tile of a matrix product: that many vectors of rows by that many tokens.
+    """
+
+    name: str
+    lanes: int
+    features: frozenset[str]
+    vnni512: bool
+    avx2: bool
+    fma: bool
+    f16c: bool
+    panel_vectors: int
+    tile_tokens: int
+
+
+_AVX2 = frozenset({"avx2", "fma", "f16c"})
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        target.name: target
+        for target in (
+            Target("avx512", 16, _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni"}, True, True, True, True, 2, 4),
+            Target("avx2", 8, _AVX2, False, True, True, True, 1, 4),
+            Target("plain", 4, frozenset(), False, False, False, False, 2, 4),
+        )
+    }
+)
+"""Every tier, best first. "plain" needs nothing and runs on any processor."""
+
+
+@functools.cache
+def tiers() -> tuple[str, ...]:
+    """Names of the tiers that code compiled by this process's Numba may use, best first.
+
+    Asks Numba rather than the processor, so that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are honoured. GGRUN_CPU_TIER=name
+    leaves only that one; ValueError when it names none of those that can run.
+    """
+    from numba.core.registry import cpu_target
+
+    flags = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    present = {flag[1:] for flag in flags if flag.startswith("+")}
+    able = tuple(name for name, target in TARGETS.items() if target.features <= present)
+    wanted = os.environ.get("GGRUN_CPU_TIER")
+    if not wanted:
+        return able
+    if wanted not in able:
+        raise ValueError(f"GGRUN_CPU_TIER={wanted} cannot be used here; this processor runs: {', '.join(able)}")
+    return (wanted,)
+
+
+class Emitter:
+    """Emits instructions for one target at the builder's position."""
+
+    def __init__(self, builder: ir.IRBuilder, target: Target) -> None:
+        self.b = builder
+        self.target = target
+
+    # -- constants and shapes -------------------------------------------------------------------------------------------
+
+    def const(self, value: int | float, type_: ir.Type = I64) -> Value:
+        """A scalar constant, or for a vector type that constant in every lane."""
+        if isinstance(type_, ir.VectorType):
+            return self.table(type_, [value] * type_.count)
+        return ir.Constant(type_, value)
+
+    def table(self, type_: ir.VectorType, values: Sequence[int | float]) -> Value:
+        """A vector constant, lane by lane."""
+        return ir.Constant(type_, [ir.Constant(type_.element, value) for value in values])
+
+    def zero(self, type_: ir.Type) -> Value:
+        """Zero of any scalar or vector type."""
+        return ir.Constant(type_, None) if isinstance(type_, ir.VectorType) else ir.Constant(type_, 0)
+
+    def cast(self, value: Value, type_: ir.Type) -> Value:
+        """The same bits as another type."""
+        return value if value.type == type_ else self.b.bitcast(value, type_)
+
+    def splat(self, scalar: Value, lanes: int) -> Value:
+        type_ = vec(scalar.type, lanes)
+        first = self.b.insert_element(ir.Constant(type_, ir.Undefined), scalar, self.const(0, I32))
+        return self.shuffle(first, [0] * lanes)
+
+    def shuffle(self, a: Value, lanes: Sequence[int], b: Value = None) -> Value:
+        """Lanes picked from a, or from a then b."""
+        other = ir.Constant(a.type, ir.Undefined) if b is None else b
+        return self.b.shuffle_vector(a, other, self.table(vec(I32, len(lanes)), lanes))
+
+    def part(self, a: Value, first: int, count: int) -> Value:
+        return self.shuffle(a, range(first, first + count))
+
+    def concat(self, a: Value, b: Value) -> Value:
+        return self.shuffle(a, range(2 * a.type.count), b)
+
+    def lane(self, a: Value, index: int) -> Value:
+        return self.b.extract_element(a, self.const(index, I32))
+
+    # -- memory ---------------------------------------------------------------------------------------------------------
+
+    def offset(self, address: Value, by: Value | int) -> Value:
+        if isinstance(by, int):
+            return self.b.add(address, self.const(by)) if by else address
+        return self.b.add(address, by)
+
+    def at(self, address: Value, index: Value, stride: Value | int) -> Value:
+        """address + index * stride."""
+        step = self.const(stride) if isinstance(stride, int) else stride
+        return self.b.add(address, self.b.mul(index, step))
+
+    def load(self, address: Value, type_: ir.Type, by: Value | int = 0) -> Value:
+        return self.b.load(self.b.inttoptr(self.offset(address, by), type_.as_pointer()), align=1)
+
+    def store(self, value: Value, address: Value, by: Value | int = 0) -> None:
+        self.b.store(value, self.b.inttoptr(self.offset(address, by), value.type.as_pointer()), align=1)
+
+    def element(self, n_bytes: int) -> ir.Type:
+        """The integer type of n_bytes bytes, for moving bits."""
+        return ir.IntType(8 * n_bytes)
+
+    # -- control --------------------------------------------------------------------------------------------------------
+
+    def loop(
+        self, start: Value, stop: Value, body: Callable[[Value, list[Value]], Sequence[Value]], carried: Sequence[Value] = (), step: int = 1
+    ) -> list[Value]:
+        """for i in range(start, stop, step): carried = body(i, carried). Returns what was carried at the end."""
+        b = self.b
+        before = b.block
+        head, done = b.append_basic_block("loop"), b.append_basic_block("done")
+        b.cbranch(b.icmp_signed("<", start, stop), head, done)
+        b.position_at_end(head)
+        index = b.phi(start.type)
+        state = [b.phi(value.type) for value in carried]
+        after = list(body(index, list(state)))
+        following = b.add(index, self.const(step, start.type))
+        last = b.block
+        for phi, first, value in zip([index, *state], [start, *carried], [following, *after]):
+            phi.add_incoming(first, before)
+            phi.add_incoming(value, last)
+        b.cbranch(b.icmp_signed("<", following, stop), head, done)
+        b.position_at_end(done)
+        return [self.merge([(first, before), (value, last)]) for first, value in zip(carried, after)]
+
+    def merge(self, incoming: Sequence[tuple[Value, ir.Block]]) -> Value:
+        phi = self.b.phi(incoming[0][0].type)
+        for value, block in incoming:
+            phi.add_incoming(value, block)
+        return phi
+
+    def range(self, start: Value, stop: Value, body: Callable[[Value], None], step: int = 1) -> None:
+        """for i in range(start, stop, step): body(i)."""
+
+        def once(index: Value, _: list[Value]) -> Sequence[Value]:
+            body(index)
+            return ()
+
+        self.loop(start, stop, once, (), step)
+
+    def count(self, n: Value | int, body: Callable[[Value], None]) -> None:
+        """for i in range(n): body(i)."""
+        self.range(self.const(0), self.const(n) if isinstance(n, int) else n, body)
+
+    def minimum(self, a: Value, b: Value) -> Value:
+        """Of two signed integers."""
+        return self.b.select(self.b.icmp_signed("<", a, b), a, b)
+
+    # -- arithmetic -----------------------------------------------------------------------------------------------------
+
+    def call(self, name: str, result: ir.Type, arguments: Sequence[Value]) -> Value:
+        """A call of an LLVM intrinsic."""
+        module = self.b.module
+        function = module.globals.get(name)
+        if function is None:
+            function = ir.Function(module, ir.FunctionType(result, [value.type for value in arguments]), name)
+        return self.b.call(function, arguments)
+
+    def overloaded(self, name: str, arguments: Sequence[Value]) -> Value:
+        """A call of an intrinsic over vectors or scalars of one type, e.g. "fma" -> llvm.fma.v16f32."""
+        type_ = arguments[0].type
+        element = getattr(type_, "element", type_)
+        letter = f"i{element.width}" if isinstance(element, ir.IntType) else {F16: "f16", F32: "f32"}[element]
+        suffix = f"v{type_.count}{letter}" if isinstance(type_, ir.VectorType) else letter
+        return self.call(f"llvm.{name}.{suffix}", type_, arguments)
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a * b + c: fused where the target can, two roundings where it cannot. One choice per target, so results are stable."""
+        return self.overloaded("fma", [a, b, c]) if self.target.fma else self.b.fadd(self.b.fmul(a, b), c)
+
+    def to_float(self, a: Value) -> Value:
+        """Signed 32-bit integers to float32."""
+        return self.b.sitofp(a, vec(F32, a.type.count) if isinstance(a.type, ir.VectorType) else F32)
+
+    def widen_half(self, bits: Value) -> Value:
+        """float16 bits (i16, scalar or vector) to float32, exactly; NaNs come out quiet."""
+        b = self.b
+        vector = isinstance(bits.type, ir.VectorType)
+        shape = (lambda type_: vec(type_, bits.type.count)) if vector else (lambda type_: type_)
+        if self.target.f16c:
+            return b.fpext(self.cast(bits, shape(F16)), shape(F32))
+        wide, c = b.zext(bits, shape(I32)), lambda value: self.const(value, shape(I32))
+        sign = b.shl(b.and_(wide, c(0x8000)), c(16))
+        magnitude = b.shl(b.and_(wide, c(0x7FFF)), c(13))
+        # The exponent counts from 2**-15 instead of 2**-127: a multiplication by 2**112 corrects it, denormals included.
+        finite = self.cast(b.fmul(self.cast(magnitude, shape(F32)), self.const(2.0**112, shape(F32))), shape(I32))
+        quiet = b.select(b.icmp_unsigned(">", magnitude, c(0x7C00 << 13)), c(0x7FC00000), c(0x7F800000))
+        special = b.icmp_unsigned(">=", magnitude, c(0x7C00 << 13))
+        return self.cast(b.or_(sign, b.select(special, b.or_(magnitude, quiet), finite)), shape(F32))
+
+    def widen_bfloat(self, bits: Value) -> Value:
+        """bfloat16 bits (vector of i16) to float32."""
+        wide = vec(I32, bits.type.count)
+        return self.cast(self.b.shl(self.b.zext(bits, wide), self.const(16, wide)), vec(F32, bits.type.count))
+
+    def sum(self, a: Value) -> Value:
+        """All lanes added by halving: ((0+4)+(2+6))+((1+5)+(3+7)) for eight lanes."""
+        add = self.b.fadd if a.type.element == F32 else self.b.add
+        while a.type.count > 1:
+            half = a.type.count // 2
+            a = add(self.part(a, 0, half), self.part(a, half, half))
+        return self.lane(a, 0)
+
+    # -- integer dot products -------------------------------------------------------------------------------------------
+
+    def pair_dot(self, w: Value, x: Value, signed: bool) -> Value:
+        """w[2i] * x[2i] + w[2i+1] * x[2i+1] in 16 bits: <n x i8> twice -> <n/2 x i16>.
+
+        x is in -127..127. w is unsigned and at most 127, or `signed` and any byte: neither sum leaves 16 bits.
+        """
+        n = w.type.count
+        if self.target.avx2 and n in (16, 32):
+            if signed:
+                w, x = self.magnitude(w), self.call(*self._x86_sign(n), [x, w])
+            name = "llvm.x86.avx2.pmadd.ub.sw" if n == 32 else "llvm.x86.ssse3.pmadd.ub.sw.128"
+            return self.call(name, vec(I16, n // 2), [w, x])
+        wide = vec(I16, n)
+        products = self.b.mul((self.b.sext if signed else self.b.zext)(w, wide), self.b.sext(x, wide))
+        return self.b.add(self.shuffle(products, range(0, n, 2)), self.shuffle(products, range(1, n, 2)))
+
+    @staticmethod
+    def _x86_sign(n: int) -> tuple[str, ir.Type]:
+        return ("llvm.x86.avx2.psign.b" if n == 32 else "llvm.x86.ssse3.psign.b.128"), vec(I8, n)
+
+    def magnitude(self, a: Value) -> Value:
+        """|a| lane by lane; the most negative byte becomes 128 unsigned."""
+        type_ = a.type
+        return self.call(f"llvm.abs.v{type_.count}i{type_.element.width}", type_, [a, ir.Constant(I1, 0)])
+
+    def madd(self, a: Value, b: Value) -> Value:
+        """a[2i] * b[2i] + a[2i+1] * b[2i+1] in 32 bits: <n x i16> twice -> <n/2 x i32>."""
+        n = a.type.count
+        name = {8: "sse2.pmadd.wd", 16: "avx2.pmadd.wd", 32: "avx512.pmaddw.d.512" if self.target.vnni512 else ""}.get(n)
+        if self.target.avx2 and name:
+            return self.call(f"llvm.x86.{name}", vec(I32, n // 2), [a, b])
+        wide = vec(I32, n)
+        products = self.b.mul(self.b.sext(a, wide), self.b.sext(b, wide))
+        return self.b.add(self.shuffle(products, range(0, n, 2)), self.shuffle(products, range(1, n, 2)))
+
+    def dot4(self, total: Value, w: Value, x: Value) -> Value:
+        """total + the sum of four products per lane, unsigned bytes w by signed bytes x: <16 x i32>, <64 x i8> twice. VNNI only."""
+        return self.call("llvm.x86.avx512.vpdpbusd.512", total.type, [total, w, x])
+
+    def dot2(self, total: Value, a: Value, b: Value) -> Value:
+        """total + madd(a, b)."""
+        if self.target.vnni512 and a.type.count == 32:
+            return self.call("llvm.x86.avx512.vpdpwssd.512", total.type, [total, a, b])
+        return self.b.add(total, self.madd(a, b))
+
+    def sum_rows8(self, rows: Sequence[Value]) -> Value:
+        """Eight <8 x i32> -> <8 x i32> of their totals."""
+
+        def fold(a: Value, b: Value) -> Value:
+            even, odd = ([q + p for q in (0, 4) for p in (first, first + 2, 8 + first, 10 + first)] for first in (0, 1))
+            return self.b.add(self.shuffle(a, even, b), self.shuffle(a, odd, b))
+
+        pairs = [fold(rows[i], rows[i + 1]) for i in range(0, 8, 2)]
+        low, high = fold(pairs[0], pairs[1]), fold(pairs[2], pairs[3])
+        return self.b.add(self.shuffle(low, [0, 1, 2, 3, 8, 9, 10, 11], high), self.shuffle(low, [4, 5, 6, 7, 12, 13, 14, 15], high))
+
+    # -- transposes -----------------------------------------------------------------------------------------------------
+
+    def transpose8(self, rows: Sequence[Value]) -> list[Value]:
+        """L rows of <8 x i32> -> eight columns of <L x i32>, L a multiple of 4 up to 16."""
+        if len(rows) == 4:
+            halves = [[self.part(row, first, 4) for row in rows] for first in (0, 4)]
+            return [column for half in halves for column in self._transpose4(half, 1)]
+        if len(rows) == 16:
+            rows = [self.concat(rows[i], rows[i + 8]) for i in range(8)]
+        # Within each 128-bit quarter first: block q of rows 4g..4g+3 becomes columns 4q..4q+3 of those rows.
+        groups = [self._transpose4(rows[first : first + 4], rows[0].type.count // 4) for first in (0, 4)]
+        n = rows[0].type.count
+        columns = []
+        for quarter in (0, 1):
+            pick = [lane for half in range(0, n, 8) for lane in range(half + 4 * quarter, half + 4 * quarter + 4)]
+            for low, high in zip(*groups):
+                lanes = [lane for i in range(0, len(pick), 4) for lane in (*pick[i : i + 4], *(n + p for p in pick[i : i + 4]))]
+                columns.append(self.shuffle(low, lanes, high))
+        return columns
+
+    def _transpose4(self, rows: Sequence[Value], quarters: int) -> list[Value]:
+        """Four rows -> four columns within each 128-bit quarter."""
+        n = 4 * quarters
+
+        def interleave(a: Value, b: Value, picks: Sequence[int]) -> Value:
+            """picks: 0..3 from a's quarter, 4..7 from b's."""
+            return self.shuffle(a, [q + p if p < 4 else n + q + p - 4 for q in range(0, n, 4) for p in picks], b)
+
+        low, high = (0, 4, 1, 5), (2, 6, 3, 7)
+        pairs, halves = (0, 1, 4, 5), (2, 3, 6, 7)
+        a, c = interleave(rows[0], rows[1], low), interleave(rows[2], rows[3], low)
+        b, d = interleave(rows[0], rows[1], high), interleave(rows[2], rows[3], high)
+        return [interleave(a, c, pairs), interleave(a, c, halves), interleave(b, d, pairs), interleave(b, d, halves)]
