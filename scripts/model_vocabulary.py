@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ggrun.errors import GgrunError
 from ggrun.gguf import open_gguf
 
@@ -92,8 +90,7 @@ def made_up_vocabulary(specials: Specials) -> dict[str, Any]:
     n_special = specials.n_vocab - specials.n_normal
     text, filler_type = specials.filler
     tokens += [specials.names.get(i) or text.format(specials.n_normal + i) for i in range(n_special)]
-    types = np.full(specials.n_vocab, NORMAL, np.int32)
-    types[specials.n_normal :] = [CONTROL if i in specials.names else filler_type for i in range(n_special)]
+    types = [NORMAL] * specials.n_normal + [CONTROL if i in specials.names else filler_type for i in range(n_special)]
     fields = {"model": "gpt2", "pre": specials.pre, "tokens": tokens, "token_type": types, "merges": merges, **specials.ids}
     return {**{f"tokenizer.ggml.{key}": value for key, value in fields.items()}, "tokenizer.chat_template": specials.template}
 
