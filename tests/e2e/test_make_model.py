@@ -49,7 +49,7 @@ def small_vocab(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path):
     """Where to write a model; it is removed at once, for pytest keeps folders of several runs and models are large."""
     path = tmp_path / "model.gguf"
@@ -94,8 +94,14 @@ def test_layers_with_more_bits(script):
 
 @pytest.mark.parametrize(
     ("model", "mix"),
-    [("llama-3.2-1b", "q4_k_m"), ("llama-3.2-1b", "q6_k"), ("llama-3.2-1b", "q8_0")]
-    + [("llama-3.1-8b", "q4_k_m"), ("qwen3-0.6b", "q6_k"), ("qwen3-14b", "q4_k_m")],
+    [
+        ("llama-3.2-1b", "q4_k_m"),
+        ("llama-3.2-1b", "q6_k"),
+        ("llama-3.2-1b", "q8_0"),
+        ("llama-3.1-8b", "q4_k_m"),
+        ("qwen3-0.6b", "q6_k"),
+        ("qwen3-14b", "q4_k_m"),
+    ],
 )
 def test_formats_metadata_and_weights(script, small_vocab, path, model, mix):
     script.make(model, mix, path, vocab=small_vocab, layers=1)
