@@ -1,0 +1,117 @@
+"""The command `ggrun`: the table of its commands, and the one place where an error becomes a sentence and an exit code.
+
+Exit codes: 0 done, 1 an error, 2 a wrong command line, 130 stopped with Ctrl-C, 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ggrun import __version__
+from ggrun.cli.chat import chat
+from ggrun.cli.logits import logits
+from ggrun.cli.options import command
+from ggrun.cli.plan import plan
+from ggrun.cli.run import run
+from ggrun.cli.show import show
+from ggrun.cli.tokenize import tokenize
+from ggrun.cli.trace import trace
+from ggrun.errors import GgrunError
+
+COMMANDS = (chat, run, show, plan, tokenize, logits, trace)
+UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings its own copy of Click in some versions; this one is the one it raises
+
+
+class Command(TyperCommand):
+    """A command whose one-letter flags cannot be glued to a value or to each other, so that -foo is never taken for -f oo."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        parser: Any = super().make_parser(ctx)
+        parser._long_opt |= parser._short_opt
+
+        def unknown(name: str, state: object) -> NoReturn:
+            from difflib import get_close_matches
+
+            near = " or ".join(get_close_matches(name, parser._long_opt, n=2))
+            raise UsageError(f"No such option: {name}" + (f"; did you mean {near}?" if near else ""), ctx)
+
+        parser._match_short_opt = unknown
+        return parser
+
+
+class Group(TyperGroup):
+    """The top of the help is written plainly: loading rich would take longer than all else."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+
+app = typer.Typer(
+    name="ggrun",
+    cls=Group,
+    help="Runs one GGUF file on this machine. `ggrun chat` talks to the model that comes along; `ggrun chat model.gguf` to yours.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+for function in COMMANDS:
+    app.command(function.__name__, cls=Command)(command(function))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ggrun {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="print the version")) -> None: ...
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line (default: this process's) and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(arguments or ["--help"]))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="ggrun", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not raise again at exit
+        return 141
+    except BaseException as error:
+        if os.environ.get("GGRUN_DEBUG") == "1":
+            raise
+        sentence, code = _told(error)
+        if sentence:
+            print(sentence, file=sys.stderr)
+        return code
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """The sentence for the person at the keyboard, and the exit code."""
+    match error:
+        case GgrunError():
+            return f"error: {error}", 1
+        case UsageError():
+            name = error.ctx.command_path if error.ctx else "ggrun"
+            return f"error: {error.format_message().rstrip('.')} ({name} --help lists what there is)", 2
+        case KeyboardInterrupt() | typer.Abort():
+            return "", 130
+        case SystemExit():
+            return "", error.code if isinstance(error.code, int) else 1
+        case OSError() if error.filename is not None:
+            return f"error: {error.filename}: {error.strerror or error}", 1
+        case MemoryError():
+            return "error: out of memory; a smaller context (-c) or a smaller quantization takes less", 1
+        case _:
+            text = " ".join(str(error).split()) or "no details"
+            return f"error: something in ggrun went wrong ({type(error).__name__}: {text}); GGRUN_DEBUG=1 shows where, please report it", 1

@@ -1,0 +1,85 @@
+"""From flags to a loaded engine: what the command line's words mean for `Engine.open`, and what is said while it loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ggrun.cli.named import Model, find
+from ggrun.cli.options import EngineOptions
+from ggrun.cli.screen import Screen
+from ggrun.errors import GgrunError
+
+if TYPE_CHECKING:
+    from ggrun import Engine
+
+KV_TYPES = ("f16",)
+
+
+def chosen(argument: str | None, flag: str | None, screen: Screen) -> Model:
+    """The model the command line means; says so when it is the embedded one."""
+    model = find(argument, flag, os.environ)
+    if model.path is None:
+        screen.note("using the embedded model; name a GGUF file to use another")
+    return model
+
+
+def settings(model: Model, options: EngineOptions, screen: Screen) -> dict[str, Any]:
+    """The options of `Engine.open`, and of a plan, that the flags and models.toml mean. Raises GgrunError for flags that cannot be met."""
+    check_cache_types(options)
+    no_gpu(options, screen)
+    return {
+        "n_ctx": options.n_ctx if options.n_ctx is not None else model.n_ctx or 0,
+        "n_threads": max(0, options.n_threads if options.n_threads is not None else model.n_threads or 0),
+        "n_threads_batch": max(0, options.n_threads_batch or 0),
+        "n_batch": options.n_batch,
+        "n_ubatch": options.n_ubatch,
+        "n_parallel": options.n_parallel,
+        "load_mode": load_mode(options),
+    }
+
+
+@contextmanager
+def opened(model: Model, options: EngineOptions, screen: Screen, **more: Any) -> Iterator[Engine]:
+    """The engine, loaded, its notes said; closed at the end. `more` goes to `Engine.open` as it is."""
+    from ggrun import Engine
+
+    values = settings(model, options, screen) | more
+    with screen.progress() as progress:
+        engine = Engine.open(model.path, progress=progress, **values)
+    with engine:
+        for note in engine.notes:
+            screen.note(note)
+        yield engine
+
+
+def load_mode(options: EngineOptions) -> str:
+    """The load mode that -lm, or llama.cpp's older --mlock or --no-mmap, names; auto when none does."""
+    named = options.load_mode
+    older = [mode for wanted, mode in ((options.mlock, "mlock"), (options.no_mmap, "none")) if wanted]
+    modes = set(older + ([named] if named else []))
+    if len(modes) > 1:
+        raise GgrunError(f"weights cannot be loaded as {' and as '.join(sorted(modes))}; choose one of -lm, --mlock, --no-mmap")
+    return modes.pop() if modes else "auto"
+
+
+def check_cache_types(options: EngineOptions) -> None:
+    """Refuse a KV type that there is not."""
+    for name, kind in (("-ctk", options.cache_type_k), ("-ctv", options.cache_type_v)):
+        if kind.lower() not in KV_TYPES:
+            raise GgrunError(f"{name} {kind} is not supported; the KV cache is kept as {', '.join(KV_TYPES)}")
+
+
+def no_gpu(options: EngineOptions, screen: Screen) -> None:
+    """Say once that layers asked for on a GPU run on the CPU; -ngl 0 and auto ask for nothing."""
+    wanted = options.n_gpu_layers
+    if wanted is None or wanted == "auto":
+        return
+    try:
+        layers = -1 if wanted == "all" else int(wanted)
+    except ValueError:
+        raise GgrunError(f"-ngl {wanted} is neither a number nor auto nor all") from None
+    if layers:
+        screen.note(f"-ngl {wanted}: there is no CUDA device ggrun can use; every layer runs on the CPU")

@@ -1,0 +1,86 @@
+"""`ggrun run`: one completion to stdout and nothing else there."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, PromptOptions, SamplingOptions, flag
+from ggrun.errors import GgrunError
+
+if TYPE_CHECKING:
+    from ggrun.engine.generation import Generation
+
+
+def run(
+    model: ModelArgument = None,
+    *,
+    engine_options: EngineOptions,
+    prompt_options: PromptOptions,
+    sampling_options: SamplingOptions,
+    conversation: Annotated[
+        bool, flag("-cnv", "--conversation", panel="Prompt", help="put the prompt through the chat template (also when -sys is given)")
+    ] = False,
+    on_overflow: Annotated[
+        Literal["stop", "shift"],
+        flag("--on-overflow", panel="Prompt", shown="stop", help="when the context is full: stop, or forget the oldest"),
+    ] = "stop",
+    json_output: JsonFlag = False,
+) -> None:
+    """Complete one prompt; only the completion goes to stdout."""
+    from ggrun.cli.choosing import sampling
+    from ggrun.cli.interrupt import interruptible
+    from ggrun.cli.opening import chosen, opened
+    from ggrun.cli.prompt import piped, prompt_of, stops_of, system_of, template_of
+    from ggrun.cli.screen import Screen, Writer
+
+    screen, writer = Screen(), Writer()
+    prompt = prompt_of(prompt_options)
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise GgrunError('there is no prompt; give one with -p "...", -f FILE, or a pipe')
+        prompt = piped()
+    named = chosen(model, engine_options.model_flag, screen)
+    system = system_of(prompt_options) or named.system
+    stops, template = stops_of(prompt_options), template_of(prompt_options)
+    how = sampling(sampling_options, named.sampling)
+    n_predict = -1 if prompt_options.n_predict is None else prompt_options.n_predict
+    with opened(named, engine_options, screen, chat_template=template) as engine:
+        if conversation or prompt_options.system is not None or prompt_options.system_file is not None:
+            messages = [{"role": role, "content": text} for role, text in (("system", system), ("user", prompt)) if text]
+            ids, notes = engine.chat_ids(messages)
+            for note in notes:
+                screen.note(note)
+        else:
+            ids = engine.tokenizer.encode(prompt, add_special=True, parse_special=True)
+        generation = engine.submit(ids, how, n_predict=n_predict, stop=stops, keep=prompt_options.keep, on_overflow=on_overflow)
+        with interruptible(generation.cancel) as interrupted:
+            for event in generation:
+                if not json_output:
+                    writer.write(event.text)
+        if json_output:
+            print(json.dumps(_report(generation, named.label), ensure_ascii=False))
+        elif writer.terminal:
+            writer.end_line()
+        if generation.finish_reason == "context_full":
+            screen.note(f"stopped: the context of {engine.n_ctx} tokens is full; -c enlarges it, --on-overflow shift forgets the oldest")
+        if generation.n_shifted:
+            screen.note(f"the context was full: {generation.n_shifted} tokens of it were forgotten on the way")
+        if interrupted():
+            raise typer.Exit(130)
+
+
+def _report(generation: "Generation", model: str) -> dict[str, object]:
+    """What --json prints: text, ids, why it ended, timings under llama.cpp's names, and what is needed to repeat it."""
+    return {
+        "model": model,
+        "seed": generation.seed,
+        "text": generation.text,
+        "ids": generation.ids,
+        "n_prompt": len(generation.prompt_ids),
+        "n_shifted": generation.n_shifted,
+        "finish_reason": generation.finish_reason,
+        "stop_word": generation.stop_word,
+        "timings": generation.timings.as_dict(),
+    }

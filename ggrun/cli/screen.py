@@ -1,0 +1,93 @@
+"""What a person sees beside the text itself: notes, progress, timings, all on stderr, so that stdout holds the answer and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Progress = Callable[[str, int, int], None]
+
+STAGES = {"compile": "compiling the kernels for this CPU (first run only)", "load": "loading the model"}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Screen:
+    """stderr as a place for notes. color "auto" colours a terminal that has not set NO_COLOR."""
+
+    def __init__(self, color: Literal["on", "off", "auto"] = "auto") -> None:
+        self.terminal = sys.stderr.isatty()
+        self.color = color == "on" or (color == "auto" and self.terminal and not os.environ.get("NO_COLOR"))
+        self._console: Console | None = None
+        self._told: set[str] = set()
+
+    @property
+    def console(self) -> Console:
+        """The rich console behind it, made when first needed."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, no_color=not self.color, force_terminal=self.color or None, highlight=False)
+        return self._console
+
+    def note(self, text: str) -> None:
+        """One sentence, dim where there is colour."""
+        print(f"\x1b[2m{text}\x1b[0m" if self.color else text, file=sys.stderr, flush=True)
+
+    def once(self, text: str) -> None:
+        """A note that is not repeated while this screen lasts."""
+        if text not in self._told:
+            self._told.add(text)
+            self.note(text)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A callback (stage, done, total) for long work: bars on a terminal, elsewhere one line for what takes minutes."""
+        if not self.terminal:
+
+            def line(stage: str, done: int, total: int) -> None:
+                if stage == "compile":
+                    self.once(STAGES[stage] + " ...")
+
+            yield line
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bars
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with Bars(*columns, console=self.console, transient=True) as bars:
+            tasks = {}
+
+            def bar(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
+                bars.update(tasks[stage], completed=done, total=total)
+
+            yield bar
+
+
+class Writer:
+    """stdout for the model's words: flushed piece by piece; on a terminal, control characters are shown instead of obeyed."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self._last = "\n"
+
+    def write(self, text: str) -> None:
+        if text:
+            if self.terminal:
+                text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._last = text[-1]
+
+    def end_line(self) -> None:
+        """Start a new line unless the text already did."""
+        if self._last != "\n":
+            self.write("\n")
