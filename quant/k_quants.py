@@ -124,7 +124,7 @@ def _encode_q6_k(x: Floats) -> Blocks:
 def _fit_affine(x: Floats, n_sub: int, scale_top: int, top: int) -> tuple[dict[str, NDArray[np.float16]], Bytes, Bytes, Bytes]:
     """{d, dmin} [n], scales and minima [n, n_sub] up to scale_top and quants [n, 256] up to top."""
     rows = x.reshape(-1, 256 // n_sub)
-    step, offset = best_scale_and_minimum(rows, top, [top * (0.80 + 0.04 * i) for i in range(10)])
+    step, offset = best_scale_and_minimum(rows, top, [top + step / 5 for step in range(-5, 6)])
     step, offset = step.reshape(-1, n_sub), offset.reshape(-1, n_sub)
     d, dmin = half_scale_from_largest(step, scale_top), half_scale_from_largest(offset, scale_top)
     wide_d, wide_dmin = d.astype(np.float32)[:, None], dmin.astype(np.float32)[:, None]
