@@ -1,0 +1,148 @@
+"""Runs a segment of a plan on the CPU: memory reserved once, kernels bound once, then one call into compiled code per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.plan.device import KV_BLOCK_TOKENS, Segment, Shape
+from ggrun.program.program import Program
+from ggrun.runtime.cpu import compile
+from ggrun.runtime.cpu.bind import Binder, Tensor
+from ggrun.runtime.cpu.cores import n_cores
+from ggrun.runtime.cpu.device import CpuDevice
+from ggrun.runtime.cpu.memory import Memory
+from ggrun.runtime.executor import Batch, Cancelled, Progress
+
+_ID = NDArray[np.int32]
+
+
+class CpuExecutor:
+    """Implements runtime.Executor for a segment that starts at the token ids and ends at the logits.
+
+    n_threads: for batches of one token; n_threads_batch: for larger ones; neither beyond the cores there are. `tensors` must stay
+    mapped until close(). `notes` are sentences for the user. Raises GgrunError when the memory cannot be had.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        segment: Segment,
+        shape: Shape,
+        tensors: Mapping[str, Tensor],
+        n_threads: int,
+        n_threads_batch: int,
+        device: CpuDevice,
+        progress: Progress | None = None,
+    ) -> None:
+        self._program = program
+        self._segment = segment
+        self._shape = shape
+        self._tensors = tensors
+        kernels, note = compile.load((step.kernel for step in segment.lowered.steps), device.tier, progress)
+        self.notes: list[str] = [note] if note else []
+        from ggrun.runtime.cpu.team import Team
+
+        cores = n_cores()
+        self._n_threads, self._n_threads_batch = min(n_threads, cores), min(n_threads_batch, cores)
+        team_size = max(self._n_threads, self._n_threads_batch)
+        self._output = next(b for b in program.buffers.values() if b.role == "output")
+        self._thread_at = segment.scratch_bytes
+        self._kv_at = self._thread_at + shape.n_threads * segment.thread_bytes
+        assert team_size <= shape.n_threads
+        self._memory: Memory | None = Memory(self._kv_at + segment.kv_bytes, progress)
+        base = self._memory.address
+        binder = Binder(program, segment, shape, tensors, kernels, base, base + self._kv_at)
+        self._steps = np.frombuffer(binder.descriptors(), np.uint8).copy()
+        self._constants = binder.constants
+        self._team = Team(team_size)
+        self._team.set(
+            steps=self._steps.ctypes.data,
+            steps_end=self._steps.ctypes.data + self._steps.nbytes,
+            scratch=base + self._thread_at,
+            scratch_stride=segment.thread_bytes,
+        )
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of scratch, thread scratch and KV: what the ledger lists for them."""
+        return self._memory.n_bytes if self._memory else 0
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits float32 [R, n_vocab], a view that the next run overwrites. Raises Cancelled after abort.
+
+        An abort while nothing runs cancels the next run at once: the caller looks what it was meant for and runs again.
+        """
+        assert self._memory is not None, "run after close"
+        arrays = [_int32(a) for a in (batch.ids, batch.positions, batch.seqs, batch.tables, batch.out_rows)]
+        self._check(*arrays)
+        ids, positions, seqs, tables, out_rows = arrays
+        active = self._n_threads if len(ids) == 1 else self._n_threads_batch
+        self._team.set(
+            active=active,
+            n_tokens=len(ids),
+            n_logits=len(out_rows),
+            ids=ids.ctypes.data,
+            positions=positions.ctypes.data,
+            seqs=seqs.ctypes.data,
+            tables=tables.ctypes.data,
+            tables_stride=tables.strides[0],
+            out_rows=out_rows.ctypes.data,
+        )
+        if not self._team.run(active):
+            raise Cancelled
+        return self.read_buffer(self._output.name, len(out_rows)).view(np.float32)
+
+    def read_buffer(self, name: str, n_rows: int) -> NDArray[np.float32] | NDArray[np.int32]:
+        """A view of the first n_rows of a program buffer, [n_rows, width], as the last run left it.
+
+        Buffers share memory, so only the output can be relied on unless the plan was laid out without reuse.
+        """
+        assert self._memory is not None, "read_buffer after close"
+        buffer = self._program.buffers[name]
+        raw = self._memory.view(self._segment.offsets[name], n_rows * buffer.row_bytes)
+        return raw.view(np.float32 if buffer.dtype == "f32" else np.int32).reshape(n_rows, buffer.width)
+
+    def abort(self) -> None:
+        self._team.abort()
+
+    def copy_block(self, source: int, target: int) -> None:
+        assert self._memory is not None, "copy_block after close"
+        assert 0 <= source < self._shape.n_kv_blocks
+        assert 0 <= target < self._shape.n_kv_blocks
+        for place in self._segment.kv.values():
+            n, at = place.block_bytes, self._kv_at + place.offset
+            self._memory.view(at + target * n, n)[:] = self._memory.view(at + source * n, n)
+
+    def close(self) -> None:
+        """Stop the threads and let go of the memory; a view handed out before keeps it alive."""
+        self._team.close()
+        self._memory = None
+
+    def _check(self, ids: _ID, positions: _ID, seqs: _ID, tables: _ID, out_rows: _ID) -> None:
+        """Kernels trust every number of a batch: a wrong one would read or write outside the arenas."""
+        n, shape = len(ids), self._shape
+        assert 0 < n <= shape.n_ubatch, f"{n} tokens in a batch laid out for {shape.n_ubatch}"
+        assert len(out_rows) <= shape.n_logits, f"{len(out_rows)} logit rows in a batch laid out for {shape.n_logits}"
+        assert positions.shape == seqs.shape == (n,)
+        assert tables.ndim == 2
+        assert _within(ids, self._program.n_vocab), "a token id is outside the vocabulary"
+        assert _within(out_rows, n), "a logit row is outside the batch"
+        assert _within(seqs, len(tables)), "a sequence has no block table"
+        assert _within(positions, tables.shape[1] * KV_BLOCK_TOKENS), "a position is beyond its sequence's block table"
+        assert _within(tables, shape.n_kv_blocks), "a block id is outside the KV arena"
+        together = seqs[1:] == seqs[:-1]
+        assert (positions[1:][together] > positions[:-1][together]).all(), "positions of a sequence must rise"
+        runs = [seq for seq, following in pairwise([*seqs.tolist(), -1]) if seq != following]
+        assert len(runs) == len(set(runs)), "a sequence's tokens must be consecutive"
+
+
+def _int32(array: NDArray[np.int32]) -> _ID:
+    return np.ascontiguousarray(array, np.int32)
+
+
+def _within(array: _ID, limit: int) -> bool:
+    return array.size == 0 or (int(array.min()) >= 0 and int(array.max()) < limit)
