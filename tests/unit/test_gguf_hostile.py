@@ -179,6 +179,31 @@ def test_a_huge_sparse_file_is_not_read_into_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (gguf(pairs=[pair("a.b", STRING, string(b"", (1 << 26) + 1))]), "'a.b': the value is said to be 67108865 bytes long; no more than"),
+        (gguf(pairs=[pair("a.b", ARRAY, array(STRING, (1 << 24) + 1))]), "'a.b': the array has 16777217 entries"),
+        (gguf(pairs=[pair("a.b", ARRAY, array(ARRAY, 1 << 20))]), "'a.b': the array has 1048576 entries"),
+        (gguf(pairs=[pair("a.b", STRING, string(b"", 1 << 25))], n_pairs=3), "metadata key 1 of 3: the key is empty"),
+        (gguf(n_tensors=65537), "the number of tensors is 65537; no more than 65536"),
+    ],
+)
+def test_a_header_that_the_file_could_hold_but_no_model_needs(header: bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header)
+    os.truncate(path, 1 << 28)  # zeros that take no disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(GgufError) as refusal:
+            open_gguf(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert expected in str(refusal.value)
+    assert peak < 1 << 27
+
+
+@pytest.mark.parametrize(
     ("beginning", "expected"),
     [
         (b"PK\x03\x04", "PyTorch"),
