@@ -6,7 +6,7 @@ Knows ranks only through a function; must not know where they come from, nor wha
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from math import inf
 
 Rank = Callable[[str, str], float]  # of joining two neighbours; inf: never
@@ -36,28 +36,42 @@ def _merge_short(symbols: list[str], rank: Rank) -> list[str]:
 
 
 def _merge_long(symbols: list[str], rank: Rank) -> list[str]:
+    """Keeps a heap of positions for each rank instead of one of pairs: few ranks occur however long the text, and integers compare fast."""
     n = len(symbols)
     after = list(range(1, n + 1))  # position of the next symbol that is left
     before = list(range(-1, n - 1))
-    # An entry is outdated when its left symbol is gone or the pair has another length: symbols only ever grow.
-    heap = []
+    waiting: dict[float, list[int]] = {}  # rank -> heap of left positions of pairs that had it when noted
+    ranks: list[float] = []  # heap of waiting's keys
+
+    def note(value: float, i: int) -> None:
+        positions = waiting.get(value)
+        if positions is None:
+            waiting[value] = [i]
+            heappush(ranks, value)
+        else:
+            heappush(positions, i)
+
     for i, (left, right) in enumerate(zip(symbols, symbols[1:])):
         if (value := rank(left, right)) != inf:
-            heap.append((value, i, len(left) + len(right)))
-    heapify(heap)
-    while heap:
-        _, i, length = heappop(heap)
-        left, j = symbols[i], after[i]
-        if not left or j == n or len(left) + len(symbols[j]) != length:
-            continue
-        joined = symbols[i] = left + symbols[j]
-        symbols[j] = ""
-        k = after[i] = after[j]
-        if k < n:
-            before[k] = i
-            if (value := rank(joined, symbols[k])) != inf:
-                heappush(heap, (value, i, length + len(symbols[k])))
-        h = before[i]
-        if h >= 0 and (value := rank(symbols[h], joined)) != inf:
-            heappush(heap, (value, h, length + len(symbols[h])))
+            note(value, i)
+    while ranks:
+        current = ranks[0]
+        positions = waiting[current]
+        while positions and ranks[0] == current:
+            i = heappop(positions)
+            left, j = symbols[i], after[i]
+            if not left or j == n or rank(left, symbols[j]) != current:
+                continue  # outdated
+            joined = symbols[i] = left + symbols[j]
+            symbols[j] = ""
+            k = after[i] = after[j]
+            if k < n:
+                before[k] = i
+                if (value := rank(joined, symbols[k])) != inf:
+                    note(value, i)
+            h = before[i]
+            if h >= 0 and (value := rank(symbols[h], joined)) != inf:
+                note(value, h)
+        if ranks[0] == current:
+            del waiting[heappop(ranks)]
     return [symbol for symbol in symbols if symbol]

@@ -148,7 +148,8 @@ def _sentence_piece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> S
 
 
 def _byte_pair(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: str = "") -> Spelling:
-    rule = find_pretokenizer(pre or name_of(metadata, PREFIX + "pre") or "default")
+    pre = pre or name_of(metadata, PREFIX + "pre") or "default"
+    rule = find_pretokenizer(pre)
     merges = [] if pre == "kimi-k2" and PREFIX + "merges" not in metadata else string_list(metadata, PREFIX + "merges")
     encoder = BytePairEncoder(vocabulary, merges, rule)
     return Spelling(

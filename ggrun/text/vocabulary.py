@@ -92,7 +92,7 @@ def string_list(metadata: Mapping[str, object], key: str) -> list[str]:
     values = _list(metadata, key)
     if values is None:
         raise TextError(f"the file has no {key}: it carries no vocabulary that ggrun could use")
-    if not all(type(value) is str for value in values):
+    if not set(map(type, values)) <= {str}:
         raise TextError(f"{key} must be an array of strings")
     return values
 
@@ -131,7 +131,7 @@ def _numbers(metadata: Mapping[str, object], key: str, n: int) -> list[Any]:
         return []
     if len(values) < n:
         raise TextError(f"{key} has {len(values)} entries, fewer than the {n} tokens")
-    if not all(type(value) in (int, float) for value in values):
+    if not set(map(type, values)) <= {int, float}:
         raise TextError(f"{key} must be an array of numbers")
     if any(value != value for value in values):
         raise TextError(f"{key} contains a value that is not a number (NaN)")
