@@ -47,11 +47,9 @@ class Conversation:
         ids, notes = self.engine.chat_ids(self.prompt())
         self.notes = notes
         sampling = replace(self.sampling, seed=(self.sampling.seed + self.again) % (1 << 32))
-        if len(ids) >= self.engine.n_ctx:
-            self.engine.submit(ids, sampling)  # raises ContextExceeded: whole turns are forgotten, not the middle of one
-        return self.engine.submit(
-            ids, sampling, n_predict=self.n_predict, stop=self.stop, keep=self.keep, on_overflow="shift" if self.shift else "stop"
-        )
+        # a prompt that is too long is never cut in the middle: whole turns are forgotten instead
+        on_overflow = "shift" if self.shift and len(ids) < self.engine.n_ctx else "stop"
+        return self.engine.submit(ids, sampling, n_predict=self.n_predict, stop=self.stop, keep=self.keep, on_overflow=on_overflow)
 
     def answered(self, text: str) -> None:
         """Keep an answer, whole or cut short."""
@@ -79,11 +77,12 @@ class Conversation:
         self.messages.clear()
 
     def forget(self, room: int) -> int:
-        """Drop the oldest turns until the next answer has `room` tokens of context; returns how many messages went.
+        """Drop the oldest turn, and more until the next answer has `room` tokens of context; returns how many messages went.
 
         Raises GgrunError when the last message alone leaves no token to answer with.
         """
         before = len(self.messages)
+        del self.messages[: 2 if before > 2 else 0]
         while (n_tokens := len(self.engine.chat_ids(self.prompt())[0])) + room > self.engine.n_ctx and len(self.messages) > 2:
             del self.messages[:2]
         if n_tokens >= self.engine.n_ctx:

@@ -99,8 +99,13 @@ class Session:
         while generation.finish_reason == "context_full" and self.on_overflow == "ask":
             cut_off = self.conversation.messages.pop()
             full = f"the context of {self.conversation.engine.n_ctx} tokens is full and the answer is cut off"
-            if not self._make_room(full, "Forget the oldest turns and answer again?"):
-                self.conversation.messages.append(cut_off)
+            room = False
+            try:
+                room = self._make_room(full, "Forget the oldest turns and answer again?")
+            finally:
+                if not room:
+                    self.conversation.messages.append(cut_off)
+            if not room:
                 return
             generation = self._start()
             self._stream(generation)
