@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ggrun.errors import GgrunError
 
@@ -48,7 +48,7 @@ class Conversation:
         self.notes = notes
         sampling = replace(self.sampling, seed=(self.sampling.seed + self.again) % (1 << 32))
         # a prompt that is too long is never cut in the middle: whole turns are forgotten instead
-        on_overflow = "shift" if self.shift and len(ids) < self.engine.n_ctx else "stop"
+        on_overflow: Literal["stop", "shift"] = "shift" if self.shift and len(ids) < self.engine.n_ctx else "stop"
         return self.engine.submit(ids, sampling, n_predict=self.n_predict, stop=self.stop, keep=self.keep, on_overflow=on_overflow)
 
     def answered(self, text: str) -> None:
