@@ -31,7 +31,8 @@ def logits(
         raise GgrunError("there is no CUDA executor in this version; --executor cpu and reference are there")
     screen = Screen()
     ids = token_ids(tokens)
-    with opened(chosen(model, engine_options.model_flag, screen), engine_options, screen, executor=executor) as engine:
+    more = {"executor": executor, "n_logits": max(1, min(len(ids), engine_options.n_ubatch))}
+    with opened(chosen(model, engine_options.model_flag, screen), engine_options, screen, **more) as engine:
         scores = engine.forward(ids.tolist())
     try:
         with out.open("wb") as file:
@@ -50,11 +51,10 @@ def token_ids(text: str) -> "NDArray[np.integer]":
         except (ValueError, OverflowError):
             raise GgrunError(f"--tokens {text!r} is neither a list of numbers such as 1,2,3 nor a .npy file") from None
     try:
-        with open(text, "rb") as file:
-            ids = np.load(file, allow_pickle=False)
+        ids = np.load(text, mmap_mode="r", allow_pickle=False)  # mapped, so that a header that lies allocates nothing
     except OSError as error:
         raise GgrunError(f"{text} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError) as error:
         raise GgrunError(f"{text} is not a NumPy file of numbers: {' '.join(str(error).split())}") from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise GgrunError(f"{text} does not hold a list of token ids: whole numbers in one dimension are needed")
