@@ -51,7 +51,8 @@ def token_ids(text: str) -> "NDArray[np.integer]":
         except (ValueError, OverflowError):
             raise GgrunError(f"--tokens {text!r} is neither a list of numbers such as 1,2,3 nor a .npy file") from None
     try:
-        ids = np.load(text, mmap_mode="r", allow_pickle=False)  # mapped, so that a header that lies allocates nothing
+        with np.errstate(over="ignore"):
+            ids = np.load(text, mmap_mode="r", allow_pickle=False)  # mapped, so that a header that lies allocates nothing
     except OSError as error:
         raise GgrunError(f"{text} cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError, OverflowError) as error:
