@@ -70,7 +70,10 @@ def use() -> Cache:
     except OSError as error:
         folder = Path(tempfile.mkdtemp(prefix="ggrun-kernels-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        note = f"compiled kernels cannot be kept in {kernels} ({error.strerror}): every start compiles them again; GGRUN_CACHE_DIR sets another folder"
+        note = (
+            f"compiled kernels cannot be kept in {kernels} ({error.strerror}), so every start compiles them again; "
+            "the variable GGRUN_CACHE_DIR sets another folder"
+        )
     numba.config.CACHE_DIR = str(folder)
     return Cache(folder, note)
 

@@ -68,7 +68,7 @@ def _own(name: str) -> int:
     from numba import cfunc, types
 
     module = importlib.import_module(f"ggrun.runtime.cpu.kernels.{MODULES[name]}")
-    compiled = cfunc(types.void(types.int64, types.int64, types.int64), cache=True, error_model="numpy")(getattr(module, name))
+    compiled = cfunc(types.int64(*[types.int64] * 4), cache=True, error_model="numpy")(getattr(module, name))
     _compiled.append(compiled)
     return int(compiled.address)
 

@@ -32,18 +32,21 @@ def _futex(typingctx, address, operation, value):
 
 
 @njit
-def wait(address, seen, sleepers, spins, yields):
-    """Return when the word at `address` is no longer `seen`. `sleepers`: address of the count of those that may need a wake."""
+def wait(address, mask, seen, sleepers, spins, yields):
+    """Return when the word at `address` masked is no longer `seen`; `mask` includes the low half.
+
+    sleepers: address of the count of those that may need a wake.
+    """
     for _ in range(spins):
-        if atomics.load(address) != seen:
+        if atomics.load(address) & mask != seen:
             return
         atomics.pause()
     for _ in range(yields):
-        if atomics.load(address) != seen:
+        if atomics.load(address) & mask != seen:
             return
         atomics.sched_yield()
     atomics.add(sleepers, 1)
-    while atomics.load(address) == seen:
+    while atomics.load(address) & mask == seen:
         _futex(address, _WAIT_PRIVATE, seen & 0xFFFFFFFF)
     atomics.add(sleepers, -1)
 

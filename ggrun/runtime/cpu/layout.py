@@ -53,19 +53,17 @@ STEP = {name: 8 * i for i, name in enumerate(STEP_FIELDS)}
 
 LINE = 128  # two cache lines: what the prefetcher of x86 pulls together
 _CONTROL_LINES = (
-    # words many threads write get a line of their own
-    ("epoch",),  # futex: raised once for every run (and to stop the team)
-    ("idle_sleepers",),
-    ("arrived",),  # barrier: threads that came
-    ("generation",),  # futex: raised when all have come
-    ("sleepers",),
-    ("claimed",),  # the next chunk of the running step
+    # words that many threads write get a line of their own
+    ("work",),  # futex: what there is to claim, see `team`
+    ("done",),  # finished chunks of the running step
+    ("sleepers",),  # threads asleep on `work`
+    ("roster",),  # futex: raised when `active` changes
+    ("absent",),  # threads asleep on `roster`
     ("abort",),  # set by anyone at any time, cleared by the run it stopped
-    ("done",),  # futex: workers that have left the run
-    # written by the caller before a run, then only read
+    ("step", "stopped"),  # written by whoever ends a step, before it publishes the next
+    # written by the caller between runs
     (
         "quit",
-        "stopped",
         "active",
         "spins",
         "yields",

@@ -1,7 +1,11 @@
-"""A persistent team of threads that walks a list of steps together; the caller is worker 0 and the others sleep in compiled code.
+"""A persistent team of threads that works through a list of steps; the caller is thread 0, the others sleep in compiled code.
 
-Between two steps there is a barrier. The last to arrive resets the chunk counter and decides for all whether the run stops, so
-that the team never disagrees. Starting a run takes no lock of the interpreter. Knows nothing of what the steps compute.
+A step is so many chunks, claimed one by one. It is over when its chunks are done, not when every thread has come by: a thread that
+lost its core to another program holds nobody up unless it is inside a chunk. Whoever finishes the last chunk goes on to the next
+step; steps of one chunk it does itself, without telling anyone. Knows nothing of what the steps compute.
+
+The word `work` is what there is to claim: from its low end 20 bits of serial number, 22 bits number of chunks, 21 bits next chunk.
+A claim adds to the last field; a chunk so claimed is of the step that `step` names until it is counted in `done`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from ggrun.runtime.cpu import atomics, futex
 from ggrun.runtime.cpu.layout import CONTROL, CONTROL_BYTES, LINE, STEP_BYTES
@@ -20,149 +25,146 @@ from ggrun.runtime.cpu.words import I64, control_field, field, store_i64, word
 
 SPINS = 2000  # pauses before the core is offered to others: some tens of microseconds
 YIELDS = 100  # offers before sleeping
-_ACTIVE_BITS = 12  # the epoch word's low bits: how many threads take part, so that both are read at once
-MAX_THREADS = (1 << _ACTIVE_BITS) - 1
-NO_MORE = 1 << 40  # far more chunks than any step has, and times a chunk size still an int64
+MAX_THREADS = 1 << 12
+
+_SERIAL_BITS, _CHUNK_BITS = 20, 22
+_NEXT_SHIFT = _SERIAL_BITS + _CHUNK_BITS
+_SERIAL_MASK = (1 << _SERIAL_BITS) - 1
+_CHUNK_MASK = (1 << _CHUNK_BITS) - 1
+_STEP_MASK = (1 << _NEXT_SHIFT) - 1  # what stays the same while a step runs
+_EVERY_BIT = -1
 
 
 @intrinsic
-def _call(typingctx, function, step, control, thread):
+def _call(typingctx, function, step, control, thread, chunk):
     """Call the kernel at an address."""
 
     def codegen(context, builder, signature, args):
-        signature_ = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
-        builder.call(builder.inttoptr(args[0], signature_.as_pointer()), args[1:])
-        return context.get_dummy_value()
+        kernel = ir.FunctionType(I64, [I64, I64, I64, I64])
+        return builder.call(builder.inttoptr(args[0], kernel.as_pointer()), args[1:])
 
-    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
-
-
-@njit
-def claim(control):
-    """The index of the next chunk of the running step; at least NO_MORE when the run is to stop."""
-    if atomics.load_relaxed(word(control, "abort")) != 0:
-        return NO_MORE
-    return atomics.add(word(control, "claimed"), 1)
+    return types.int64(types.int64, types.int64, types.int64, types.int64, types.int64), codegen
 
 
 @njit
-def _close_step(control):
-    store_i64(word(control, "claimed"), 0)
-    store_i64(word(control, "stopped"), atomics.load(word(control, "abort")))
+def _publish(control, chunks):
+    """Let the team claim chunks of the step that `step` names; 0 says that there is nothing."""
+    work = atomics.load(word(control, "work"))
+    work = ((work + 1) & _SERIAL_MASK) | (chunks << _SERIAL_BITS)
+    futex.publish(word(control, "work"), work, word(control, "sleepers"))
 
 
 @njit
-def _barrier(control, active):
-    """Wait for the whole team; returns non-zero when the run is to stop."""
-    if active == 1:
-        _close_step(control)
-    else:
-        generation = atomics.load(word(control, "generation"))
-        if atomics.add(word(control, "arrived"), 1) == active - 1:
-            store_i64(word(control, "arrived"), 0)
-            _close_step(control)
-            futex.publish(word(control, "generation"), generation + 1, word(control, "sleepers"))
-        else:
-            futex.wait(
-                word(control, "generation"),
-                generation,
-                word(control, "sleepers"),
-                control_field(control, "spins"),
-                control_field(control, "yields"),
-            )
-    return control_field(control, "stopped")
-
-
-@njit
-def _walk(control, active, thread):
-    step = control_field(control, "steps")
+def _go_on(control, thread, step):
+    """Do steps from `step` on until one has chunks to share, and share it, or finish the run."""
     end = control_field(control, "steps_end")
     while step < end:
-        _call(field(step, "kernel"), step, control, thread)
-        if _barrier(control, active) != 0:
+        if atomics.load(word(control, "abort")) != 0:
+            store_i64(word(control, "stopped"), 1)
+            break
+        chunks = _call(field(step, "kernel"), step, control, thread, -1)
+        if chunks == 1:
+            _call(field(step, "kernel"), step, control, thread, 0)
+        elif chunks > 1:
+            store_i64(word(control, "step"), step)
+            atomics.exchange(word(control, "done"), 0)
+            _publish(control, chunks)
             return
         step += STEP_BYTES
+    _publish(control, 0)  # the last touch: the leader may start the next run at once
+
+
+@njit
+def _chunks(work):
+    return (work >> _SERIAL_BITS) & _CHUNK_MASK
+
+
+@njit
+def _work(control, thread, work):
+    """Claim and do one chunk of what `work` offers; or wait until it offers something else."""
+    if work >> _NEXT_SHIFT < _chunks(work):
+        work = atomics.add(word(control, "work"), 1 << _NEXT_SHIFT)
+        chunk, chunks = work >> _NEXT_SHIFT, _chunks(work)
+        if chunk < chunks:
+            step = control_field(control, "step")
+            if atomics.load_relaxed(word(control, "abort")) == 0:
+                _call(field(step, "kernel"), step, control, thread, chunk)
+            if atomics.add(word(control, "done"), 1) == chunks - 1:
+                _go_on(control, thread, step + STEP_BYTES)
+            return
+    futex.wait(
+        word(control, "work"),
+        _STEP_MASK,
+        work & _STEP_MASK,
+        word(control, "sleepers"),
+        control_field(control, "spins"),
+        control_field(control, "yields"),
+    )
 
 
 @njit(types.int64(types.int64, types.int64), nogil=True, cache=True)
 def lead(control, active):
-    """Run the steps with `active` threads as worker 0; returns non-zero when the run was stopped."""
-    if atomics.load(word(control, "abort")) == 0:
-        store_i64(word(control, "stopped"), 0)
-        store_i64(word(control, "claimed"), 0)
-        if active > 1:
-            atomics.exchange(word(control, "done"), 0)
-            epoch = atomics.load(word(control, "epoch"))
-            epoch = (((epoch >> _ACTIVE_BITS) + 1) << _ACTIVE_BITS) | active
-            futex.publish(word(control, "epoch"), epoch, word(control, "idle_sleepers"))
-        _walk(control, active, 0)
-        if active > 1:
-            # the control block is free for the next run only when all have left this one; they are on their way
-            spun = 0
-            while atomics.load(word(control, "done")) < active - 1:
-                if spun < SPINS:
-                    atomics.pause()
-                    spun += 1
-                else:
-                    atomics.sched_yield()
-    else:
-        store_i64(word(control, "stopped"), 1)
+    """Work through all steps with `active` threads as thread 0; returns non-zero when abort stopped the run."""
+    if control_field(control, "active") != active:
+        store_i64(word(control, "active"), active)
+        futex.publish(word(control, "roster"), atomics.load(word(control, "roster")) + 1, word(control, "absent"))
+    store_i64(word(control, "stopped"), 0)
+    _go_on(control, 0, control_field(control, "steps"))
+    work = atomics.load(word(control, "work"))
+    while _chunks(work) != 0:
+        _work(control, 0, work)
+        work = atomics.load(word(control, "work"))
     return control_field(control, "stopped")
 
 
 @njit(types.void(types.int64, types.int64), nogil=True, cache=True)
 def serve(control, thread):
-    """Worker `thread`'s life: sleep until a run that includes it, take part, until the team quits."""
-    seen = np.int64(0)
+    """A worker's life: work when on the roster, else sleep, until the team quits."""
     while True:
-        futex.wait(
-            word(control, "epoch"),
-            seen,
-            word(control, "idle_sleepers"),
-            control_field(control, "spins"),
-            control_field(control, "yields"),
-        )
-        seen = atomics.load(word(control, "epoch"))
-        if control_field(control, "quit") != 0:
+        work = atomics.load(word(control, "work"))
+        roster = atomics.load(word(control, "roster"))
+        if control_field(control, "quit") != 0:  # set before both words change: looked at after both were read
             return
-        active = seen & MAX_THREADS
-        if thread < active:
-            _walk(control, active, thread)
-            atomics.add(word(control, "done"), 1)
+        if thread < control_field(control, "active"):
+            _work(control, thread, work)
+        else:
+            futex.wait(word(control, "roster"), _EVERY_BIT, roster, word(control, "absent"), 0, 0)
 
 
 @njit(types.void(types.int64), nogil=True, cache=True)
-def _quit(control):
+def dismiss(control):
+    """Make every worker return from `serve`."""
     store_i64(word(control, "quit"), 1)
-    epoch = ((atomics.load(word(control, "epoch")) >> _ACTIVE_BITS) + 1) << _ACTIVE_BITS
-    futex.publish(word(control, "epoch"), epoch, word(control, "idle_sleepers"))
+    _publish(control, 0)
+    futex.publish(word(control, "roster"), atomics.load(word(control, "roster")) + 1, word(control, "absent"))
 
 
 class Team:
-    """`n_threads` workers around one control block; not for two callers at once."""
+    """`n_threads` threads around one control block; not for two callers at once."""
 
     def __init__(self, n_threads: int) -> None:
         assert 1 <= n_threads <= MAX_THREADS
         self.n_threads = n_threads
-        self._memory = np.zeros(CONTROL_BYTES + LINE, np.uint8)
-        self.control = -(-self._memory.ctypes.data // LINE) * LINE
-        self.set(spins=SPINS, yields=YIELDS)
+        memory = np.zeros(CONTROL_BYTES + LINE, np.uint8)
+        skip = -memory.ctypes.data % LINE
+        self._words: NDArray[np.int64] = memory[skip : skip + CONTROL_BYTES].view(np.int64)
+        self.control = self._words.ctypes.data
+        self.set(spins=SPINS, yields=YIELDS, active=1)
         threads = [threading.Thread(target=serve, args=(self.control, i), name=f"ggrun-cpu-{i}", daemon=True) for i in range(1, n_threads)]
         for thread in threads:
             thread.start()
         # also runs before the interpreter ends: the workers must not outlive the control block
-        self._stop = weakref.finalize(self, _stop, self.control, self._memory, threads)
+        self._stop = weakref.finalize(self, _stop, self._words, threads)
 
     def set(self, **fields: int) -> None:
-        """Write control fields (see layout). Only between runs, but for `abort`."""
+        """Write control fields (see `layout`). Only between runs, but for `abort`."""
         for name, value in fields.items():
-            offset = self.control - self._memory.ctypes.data + CONTROL[name]
-            self._memory[offset : offset + 8].view(np.int64)[0] = value
+            self._words[CONTROL[name] // 8] = value
 
     def run(self, active: int) -> bool:
-        """Walk the steps with `active` threads; False when abort stopped it (which uses up the abort)."""
+        """Do the steps with `active` threads; False when abort stopped it (which uses up the abort)."""
         assert 1 <= active <= self.n_threads
-        stopped = lead(self.control, active)
+        stopped: int = lead(self.control, active)
         if stopped:
             self.set(abort=0)
         return not stopped
@@ -176,8 +178,8 @@ class Team:
         self._stop()
 
 
-def _stop(control: int, memory: np.ndarray, threads: list[threading.Thread]) -> None:
-    """`memory` keeps the control block alive until the last worker has left it."""
-    _quit(control)
+def _stop(words: NDArray[np.int64], threads: list[threading.Thread]) -> None:
+    """`words` keeps the control block alive until the last worker has left it."""
+    dismiss(words.ctypes.data)
     for thread in threads:
         thread.join()

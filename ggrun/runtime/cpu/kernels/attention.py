@@ -18,7 +18,6 @@ from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.runtime.cpu import atomics
 from ggrun.runtime.cpu.kernels.matmul import thread_scratch
 from ggrun.runtime.cpu.sizes import LANES, STATE_BYTES, TILE_TOKENS
-from ggrun.runtime.cpu.team import claim
 from ggrun.runtime.cpu.vectors import each, exp, narrow_half, spread, tanh, target, vector_code
 from ggrun.runtime.cpu.words import control_field, field, load_f32, load_i32, real, store_f32, store_i32, word
 from quant.simd import F32, I16, I32, Emitter, Value, vec
@@ -27,10 +26,10 @@ BLOCK = KV_BLOCK_TOKENS
 _MINUS_INF = np.float32(-np.inf)
 
 
-def query_tiles(step, control, thread):
-    """y = int32 [count, 0, (first token, tokens) ...]: runs of at most TILE_TOKENS tokens of one sequence. One thread's work."""
-    if thread != 0:
-        return
+def query_tiles(step, control, thread, chunk):
+    """y = int32 [count, 0, (first token, tokens) ...]: runs of at most TILE_TOKENS tokens of one sequence. In one chunk."""
+    if chunk < 0:
+        return 1
     tokens = control_field(control, "n_tokens")
     seqs = control_field(control, "seqs")
     y = field(step, "y")
@@ -43,6 +42,7 @@ def query_tiles(step, control, thread):
             count += 1
             first = token
     store_i32(y, np.int32(count))
+    return 0
 
 
 @njit
@@ -92,29 +92,27 @@ def _clear(e: Emitter, y: Value, n: Value) -> None:
     each(e, n, lambda at, type_: e.store(e.const(0.0, type_), y, at))
 
 
-def kv_store(step, control, thread):
+def kv_store(step, control, thread, chunk):
     """Write the batch's keys x [rows, kv_heads * dim_k] and values z [rows, kv_heads * dim_v] to their cells.
 
     A chunk is one KV head of a run of tokens, so that two threads seldom write to the same line.
     """
     tokens = control_field(control, "n_tokens")
     heads = field(step, "kv_heads")
+    if chunk < 0:
+        return (tokens + BLOCK - 1) // BLOCK * heads
     dim_k = field(step, "dim_k")
     dim_v = field(step, "dim_v")
-    head_bytes = field(step, "n")
-    chunks = (tokens + BLOCK - 1) // BLOCK
-    item = claim(control)
-    while item < chunks * heads:
-        head = item % heads
-        first = item // heads * BLOCK
-        for token in range(first, min(first + BLOCK, tokens)):
-            block, place = _cell(step, control, token)
-            keys = block + head * head_bytes
-            values = keys + 2 * BLOCK * dim_k
-            _store_key(field(step, "x") + token * field(step, "x_stride") + 4 * head * dim_k, dim_k, keys + 2 * place)
-            row_bytes = 2 * ((dim_v + LANES - 1) // LANES * LANES)
-            _store_value(field(step, "z") + token * field(step, "z_stride") + 4 * head * dim_v, dim_v, values + place * row_bytes)
-        item = claim(control)
+    row_bytes = 2 * ((dim_v + LANES - 1) // LANES * LANES)
+    head = chunk % heads
+    first = chunk // heads * BLOCK
+    for token in range(first, min(first + BLOCK, tokens)):
+        block, place = _cell(step, control, token)
+        keys = block + head * field(step, "n")
+        values = keys + 2 * BLOCK * dim_k
+        _store_key(field(step, "x") + token * field(step, "x_stride") + 4 * head * dim_k, dim_k, keys + 2 * place)
+        _store_value(field(step, "z") + token * field(step, "z_stride") + 4 * head * dim_v, dim_v, values + place * row_bytes)
+    return 0
 
 
 # -- parts of attention ----------------------------------------------------------------------------------------------------------
@@ -294,13 +292,16 @@ def _attend_block(step, control, scratch, first, rows, group, block):
         row += 1
 
 
-def attention(step, control, thread):
+def attention(step, control, thread, chunk):
     """y [rows, heads * dim_v] = attention of queries x [rows, heads * dim_k] over the arena at `kv`.
 
     lists: the tiles; n: bytes of one KV head of a block; f0: scale; f1: softcap or 0; window: tokens seen or 0 for all.
     """
     tiles = field(step, "lists")
     kv_heads = field(step, "kv_heads")
+    chunks = np.int64(load_i32(tiles)) * kv_heads
+    if chunk < 0:
+        return chunks
     group = field(step, "heads") // kv_heads
     dim_k = field(step, "dim_k")
     dim_v = field(step, "dim_v")
@@ -308,31 +309,30 @@ def attention(step, control, thread):
     window = field(step, "window")
     scale = np.float32(real(step, "f0"))
     scratch = thread_scratch(control, thread)
-    total = np.int64(load_i32(tiles)) * kv_heads
-    item = claim(control)
-    while item < total:
-        index = total - 1 - item  # late tiles see more: the long ones first
-        head = index % kv_heads
-        tile = tiles + 8 + 8 * (index // kv_heads)
-        first = np.int64(load_i32(tile))
-        rows = np.int64(load_i32(tile + 4)) * group
-        for row in range(rows):
-            x = field(step, "x") + (first + row // group) * field(step, "x_stride") + 4 * (head * group + row % group) * dim_k
-            _scaled(x, dim_k, scale, scratch + field(step, "queries") + 4 * row * dim_k)
-            store_f32(scratch + field(step, "state") + STATE_BYTES * row, _MINUS_INF)
-            store_f32(scratch + field(step, "state") + STATE_BYTES * row + 4, np.float32(0.0))
-            _clear(scratch + field(step, "outputs") + 4 * row * padded, padded)
-        end = _position(control, first + rows // group - 1) + 1
-        begin = max(_position(control, first) - window + 1, 0) // BLOCK if window > 0 else 0
-        for block in range(begin, (end + BLOCK - 1) // BLOCK):
-            if atomics.load_relaxed(word(control, "abort")) != 0:
-                break
-            keys = _block(step, control, first, block) + head * field(step, "n")
-            _widen(keys, dim_k * BLOCK, scratch + field(step, "keys"))
-            _widen(keys + 2 * BLOCK * dim_k, min(end - block * BLOCK, BLOCK) * padded, scratch + field(step, "values"))
-            _attend_block(step, control, scratch, first, rows, group, block)
-        for row in range(rows):
-            total_weight = load_f32(scratch + field(step, "state") + STATE_BYTES * row + 4)
-            y = field(step, "y") + (first + row // group) * field(step, "y_stride") + 4 * (head * group + row % group) * dim_v
-            _scaled(scratch + field(step, "outputs") + 4 * row * padded, dim_v, np.float32(1.0) / total_weight, y)
-        item = claim(control)
+    states = scratch + field(step, "state")
+    outputs = scratch + field(step, "outputs")
+    index = chunks - 1 - chunk  # late tiles see more: the long ones first
+    head = index % kv_heads
+    tile = tiles + 8 + 8 * (index // kv_heads)
+    first = np.int64(load_i32(tile))
+    rows = np.int64(load_i32(tile + 4)) * group
+    for row in range(rows):
+        x = field(step, "x") + (first + row // group) * field(step, "x_stride") + 4 * (head * group + row % group) * dim_k
+        _scaled(x, dim_k, scale, scratch + field(step, "queries") + 4 * row * dim_k)
+        store_f32(states + STATE_BYTES * row, _MINUS_INF)
+        store_f32(states + STATE_BYTES * row + 4, np.float32(0.0))
+        _clear(outputs + 4 * row * padded, padded)
+    end = _position(control, first + rows // group - 1) + 1
+    begin = max(_position(control, first) - window + 1, 0) // BLOCK if window > 0 else 0
+    for block in range(begin, (end + BLOCK - 1) // BLOCK):
+        if atomics.load_relaxed(word(control, "abort")) != 0:  # a long context takes long
+            return 0
+        keys = _block(step, control, first, block) + head * field(step, "n")
+        _widen(keys, dim_k * BLOCK, scratch + field(step, "keys"))
+        _widen(keys + 2 * BLOCK * dim_k, min(end - block * BLOCK, BLOCK) * padded, scratch + field(step, "values"))
+        _attend_block(step, control, scratch, first, rows, group, block)
+    for row in range(rows):
+        total = load_f32(states + STATE_BYTES * row + 4)
+        y = field(step, "y") + (first + row // group) * field(step, "y_stride") + 4 * (head * group + row % group) * dim_v
+        _scaled(outputs + 4 * row * padded, dim_v, np.float32(1.0) / total, y)
+    return 0

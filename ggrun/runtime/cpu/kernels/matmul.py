@@ -6,8 +6,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from ggrun.runtime.cpu.kernels.rows import row_count
-from ggrun.runtime.cpu.team import claim
+from ggrun.runtime.cpu.kernels.rows import row_chunks, row_count
 from ggrun.runtime.cpu.vectors import each, vector_code
 from ggrun.runtime.cpu.words import control_field, field
 from quant.simd import I64, Emitter, Value
@@ -48,7 +47,7 @@ def thread_scratch(control, thread):
 
 
 @njit
-def chunk_rows(n, row_bytes, k, tokens, tile, active):
+def _shared_rows(n, row_bytes, k, tokens, tile, active):
     """Rows of a matrix product handed out at once, a multiple of `tile`."""
     fair = n // (active * CHUNKS_A_THREAD) if active > 1 else n
     most = CHUNK_PRODUCTS // (k * tokens)
@@ -56,54 +55,37 @@ def chunk_rows(n, row_bytes, k, tokens, tile, active):
     return max((rows + tile - 1) // tile, 1) * tile
 
 
-def quantize(step, control, thread):
+def quantize(step, control, thread, chunk):
     """y = the rows of x in the activation layout of `call`. k: row length; tile: tokens that layout keeps together."""
+    if chunk < 0:
+        return row_chunks(step, control)
     rows = row_count(step, control)
-    tile = field(step, "tile")
-    first = claim(control) * tile
-    while first < rows:
-        call_quantize(
-            field(step, "call"),
-            field(step, "x"),
-            field(step, "x_stride"),
-            0,
-            first,
-            min(first + tile, rows),
-            field(step, "k"),
-            rows,
-            field(step, "y"),
-        )
-        first = claim(control) * tile
+    first = chunk * field(step, "tile")
+    stop = min(first + field(step, "tile"), rows)
+    x, y = field(step, "x"), field(step, "y")
+    call_quantize(field(step, "call"), x, field(step, "x_stride"), 0, first, stop, field(step, "k"), rows, y)
+    return 0
 
 
-def matmul(step, control, thread):
+def matmul(step, control, thread, chunk):
     """y[t, r] = dot(w[r], x[t]) + bias[r] by `call`; x: quantized; w: [n, k]; bias: float32 [n] or 0; tile: rows kept together."""
     tokens = row_count(step, control)
     if tokens == 0:
-        return
+        return 0
     n = field(step, "n")
     k = field(step, "k")
+    row_bytes = field(step, "w_stride")
+    rows = _shared_rows(n, row_bytes, k, tokens, field(step, "tile"), control_field(control, "active"))
+    if chunk < 0:
+        return (n + rows - 1) // rows
+    first = chunk * rows
+    stop = min(first + rows, n)
     y = field(step, "y")
     y_stride = field(step, "y_stride")
+    scratch = thread_scratch(control, thread)
+    call_rows(field(step, "call"), field(step, "w"), row_bytes, first, stop, k, field(step, "x"), tokens, y, y_stride, scratch)
     bias = field(step, "bias")
-    chunk = chunk_rows(n, field(step, "w_stride"), k, tokens, field(step, "tile"), control_field(control, "active"))
-    first = claim(control) * chunk
-    while first < n:
-        stop = min(first + chunk, n)
-        call_rows(
-            field(step, "call"),
-            field(step, "w"),
-            field(step, "w_stride"),
-            first,
-            stop,
-            k,
-            field(step, "x"),
-            tokens,
-            y,
-            y_stride,
-            thread_scratch(control, thread),
-        )
-        if bias:
-            for token in range(tokens):
-                add_to(y + token * y_stride + 4 * first, bias + 4 * first, stop - first)
-        first = claim(control) * chunk
+    if bias:
+        for token in range(tokens):
+            add_to(y + token * y_stride + 4 * first, bias + 4 * first, stop - first)
+    return 0

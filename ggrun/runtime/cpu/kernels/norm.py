@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from ggrun.runtime.cpu.kernels.rows import row_count
-from ggrun.runtime.cpu.team import claim
+from ggrun.runtime.cpu.kernels.rows import chunk_rows, row_chunks
 from ggrun.runtime.cpu.vectors import each, spread, vector_code
 from ggrun.runtime.cpu.words import field, real
 from quant.simd import F32, Emitter, Value, vec
@@ -42,21 +41,19 @@ def _scaled(e: Emitter, x: Value, w: Value, n: Value, factor: Value, y: Value) -
     each(e, n, body)
 
 
-def rms_norm(step, control, thread):
-    """x, y: [rows, heads * n]; w: [n]; heads: groups of a row; f0: eps; tile: rows a thread takes at once."""
-    rows = row_count(step, control)
+def rms_norm(step, control, thread, chunk):
+    """x, y: [rows, heads * n]; w: [n]; heads: groups of a row; f0: eps; tile: rows of a chunk."""
+    if chunk < 0:
+        return row_chunks(step, control)
     n = field(step, "n")
     groups = field(step, "heads")
     eps = real(step, "f0")
-    tile = field(step, "tile")
-    first = claim(control) * tile
-    while first < rows:
-        for row in range(first, min(first + tile, rows)):
-            x = field(step, "x") + row * field(step, "x_stride")
-            y = field(step, "y") + row * field(step, "y_stride")
-            for _ in range(groups):
-                mean = np.float64(_sum_squares(x, n)) / n
-                _scaled(x, field(step, "w"), n, np.float32(1.0 / math.sqrt(mean + eps)), y)
-                x += 4 * n
-                y += 4 * n
-        first = claim(control) * tile
+    for row in chunk_rows(step, control, chunk):
+        x = field(step, "x") + row * field(step, "x_stride")
+        y = field(step, "y") + row * field(step, "y_stride")
+        for _ in range(groups):
+            mean = np.float64(_sum_squares(x, n)) / n
+            _scaled(x, field(step, "w"), n, np.float32(1.0 / math.sqrt(mean + eps)), y)
+            x += 4 * n
+            y += 4 * n
+    return 0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ggrun.runtime.cpu.kernels.rows import row_count
-from ggrun.runtime.cpu.team import claim
+from ggrun.runtime.cpu.kernels.rows import chunk_rows, row_chunks
 from ggrun.runtime.cpu.vectors import each, silu, vector_code
 from ggrun.runtime.cpu.words import field
 from quant.simd import Emitter, Value
@@ -21,33 +20,29 @@ def _glu_silu(e: Emitter, x: Value, z: Value, n: Value, y: Value) -> None:
     each(e, n, lambda at, type_: e.store(e.b.fmul(silu(e, e.load(x, type_, at)), e.load(z, type_, at)), y, at))
 
 
-def add(step, control, thread):
-    """y = x + z; n: row length; tile: rows a thread takes at once."""
-    rows = row_count(step, control)
-    tile = field(step, "tile")
-    first = claim(control) * tile
-    while first < rows:
-        for row in range(first, min(first + tile, rows)):
-            _add(
-                field(step, "x") + row * field(step, "x_stride"),
-                field(step, "z") + row * field(step, "z_stride"),
-                field(step, "n"),
-                field(step, "y") + row * field(step, "y_stride"),
-            )
-        first = claim(control) * tile
+def add(step, control, thread, chunk):
+    """y = x + z; n: row length; tile: rows of a chunk."""
+    if chunk < 0:
+        return row_chunks(step, control)
+    for row in chunk_rows(step, control, chunk):
+        _add(
+            field(step, "x") + row * field(step, "x_stride"),
+            field(step, "z") + row * field(step, "z_stride"),
+            field(step, "n"),
+            field(step, "y") + row * field(step, "y_stride"),
+        )
+    return 0
 
 
-def glu_silu(step, control, thread):
-    """y = silu(x) * z; n: row length; tile: rows a thread takes at once."""
-    rows = row_count(step, control)
-    tile = field(step, "tile")
-    first = claim(control) * tile
-    while first < rows:
-        for row in range(first, min(first + tile, rows)):
-            _glu_silu(
-                field(step, "x") + row * field(step, "x_stride"),
-                field(step, "z") + row * field(step, "z_stride"),
-                field(step, "n"),
-                field(step, "y") + row * field(step, "y_stride"),
-            )
-        first = claim(control) * tile
+def glu_silu(step, control, thread, chunk):
+    """y = silu(x) * z; n: row length; tile: rows of a chunk."""
+    if chunk < 0:
+        return row_chunks(step, control)
+    for row in chunk_rows(step, control, chunk):
+        _glu_silu(
+            field(step, "x") + row * field(step, "x_stride"),
+            field(step, "z") + row * field(step, "z_stride"),
+            field(step, "n"),
+            field(step, "y") + row * field(step, "y_stride"),
+        )
+    return 0

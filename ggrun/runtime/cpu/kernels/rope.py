@@ -6,33 +6,30 @@ import math
 
 import numpy as np
 
-from ggrun.runtime.cpu.kernels.rows import copy_row
-from ggrun.runtime.cpu.team import claim
+from ggrun.runtime.cpu.kernels.rows import chunk_rows, copy_row, row_chunks
 from ggrun.runtime.cpu.vectors import vector_code
 from ggrun.runtime.cpu.words import control_field, field, load_f64, load_i32, real, store_f32
 from quant.simd import F32, Emitter, Value, vec
 
 
-def rope_table(step, control, thread):
+def rope_table(step, control, thread, chunk):
     """y[t] = cosines, then sines, of position * frequency, times f0.
 
     w: float64 [n] frequencies (angle per position); the angle is a float64 product, so that far positions keep their digits.
     """
-    tokens = control_field(control, "n_tokens")
+    if chunk < 0:
+        return row_chunks(step, control)
     positions = control_field(control, "positions")
     pairs = field(step, "n")
     magnitude = real(step, "f0")
-    tile = field(step, "tile")
-    first = claim(control) * tile
-    while first < tokens:
-        for token in range(first, min(first + tile, tokens)):
-            position = np.float64(load_i32(positions + 4 * token))
-            y = field(step, "y") + token * field(step, "y_stride")
-            for i in range(pairs):
-                angle = position * load_f64(field(step, "w") + 8 * i)
-                store_f32(y + 4 * i, np.float32(math.cos(angle) * magnitude))
-                store_f32(y + 4 * (pairs + i), np.float32(math.sin(angle) * magnitude))
-        first = claim(control) * tile
+    for token in chunk_rows(step, control, chunk):
+        position = np.float64(load_i32(positions + 4 * token))
+        y = field(step, "y") + token * field(step, "y_stride")
+        for i in range(pairs):
+            angle = position * load_f64(field(step, "w") + 8 * i)
+            store_f32(y + 4 * i, np.float32(math.cos(angle) * magnitude))
+            store_f32(y + 4 * (pairs + i), np.float32(math.sin(angle) * magnitude))
+    return 0
 
 
 def _turn(e: Emitter, a: Value, b: Value, cos: Value, sin: Value) -> tuple[Value, Value]:
@@ -90,27 +87,25 @@ def _rotate_neighbours(e: Emitter, x: Value, pairs: Value, table: Value, y: Valu
     e.loop(whole, pairs, single)
 
 
-def rope(step, control, thread):
+def rope(step, control, thread, chunk):
     """x, y: [rows, heads * dim_k]; z: the table [rows, 2 * n]; n: pairs; flags: 1 for pairs half a rotation apart (neox).
 
-    What a head has beyond 2n elements is copied. y may be x. tile: tokens a thread takes at once.
+    What a head has beyond 2n elements is copied. y may be x. tile: tokens of a chunk.
     """
-    tokens = control_field(control, "n_tokens")
+    if chunk < 0:
+        return row_chunks(step, control)
     pairs = field(step, "n")
     dim = field(step, "dim_k")
-    tile = field(step, "tile")
-    first = claim(control) * tile
-    while first < tokens:
-        for token in range(first, min(first + tile, tokens)):
-            x = field(step, "x") + token * field(step, "x_stride")
-            y = field(step, "y") + token * field(step, "y_stride")
-            table = field(step, "z") + token * field(step, "z_stride")
-            for _ in range(field(step, "heads")):
-                if field(step, "flags"):
-                    _rotate_halves(x, pairs, table, y)
-                else:
-                    _rotate_neighbours(x, pairs, table, y)
-                copy_row(x + 8 * pairs, dim - 2 * pairs, y + 8 * pairs)
-                x += 4 * dim
-                y += 4 * dim
-        first = claim(control) * tile
+    for token in chunk_rows(step, control, chunk):
+        x = field(step, "x") + token * field(step, "x_stride")
+        y = field(step, "y") + token * field(step, "y_stride")
+        table = field(step, "z") + token * field(step, "z_stride")
+        for _ in range(field(step, "heads")):
+            if field(step, "flags"):
+                _rotate_halves(x, pairs, table, y)
+            else:
+                _rotate_neighbours(x, pairs, table, y)
+            copy_row(x + 8 * pairs, dim - 2 * pairs, y + 8 * pairs)
+            x += 4 * dim
+            y += 4 * dim
+    return 0
