@@ -1,0 +1,111 @@
+"""Every op of the CPU executor against the NumPy reference, buffer by buffer, in small whole programs of odd shapes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ggrun.plan.device import MissingKernels
+from ggrun.program.params import Add
+from ggrun.program.program import Op
+from quant.format import format_by_name
+from tests.cpu_programs import Model, Sequences, compare_buffers, executor
+
+F16_STORE = 2e-6  # NMSE after a KV cache in float16; everything else is float32
+VARIANTS = {
+    "plain": Model(),
+    "neox": Model(style="neox"),
+    "partial rotation": Model(n_rot=10),
+    "odd head": Model(head_dim=24, head_dim_v=24, n_rot=24),
+    "tiny odd head": Model(head_dim=6, head_dim_v=10, n_rot=6, n_head=3, n_head_kv=1),
+    "values wider than keys": Model(head_dim=16, head_dim_v=48),
+    "one KV head of eight": Model(n_head=8, n_head_kv=1),
+    "as many KV heads": Model(n_head=3, n_head_kv=3),
+    "window": Model(window=7),
+    "window across blocks": Model(window=40),
+    "softcap": Model(softcap=0.5),
+    "bias": Model(bias=True),
+    "odd widths": Model(n_embd=72, n_ff=37),
+    "experts": Model(n_expert=5, n_used=2),
+    "one expert of many": Model(n_expert=9, n_used=1),
+    "all experts": Model(n_expert=3, n_used=3, n_ff=40),
+}
+
+
+def nmse(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.square(got.astype(np.float64) - want).sum() / np.square(want.astype(np.float64)).sum())
+
+
+def close(op, name, got, want) -> None:
+    if want.dtype == np.int32:
+        np.testing.assert_array_equal(got, want, err_msg=name)
+    else:
+        assert nmse(got.reshape(want.shape), want) < F16_STORE, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_buffer(variant: str) -> None:
+    """A prompt over several blocks, two sequences, and then a batch that mixes a long chunk with a single token."""
+    rng = np.random.default_rng(1)
+    program, tensors = VARIANTS[variant].build()
+    seqs = Sequences(2, 128)
+    a, b = rng.integers(0, 64, (2, 100))
+    batches = [seqs.batch([(0, 0, a[:50]), (1, 0, b[:13])], rows=[49]), seqs.batch([(1, 13, b[13:60]), (0, 50, a[50:51])], rows=[0, 47])]
+    compare_buffers(program, tensors, batches, close, n_seqs=2)
+
+
+@pytest.mark.parametrize("fmt", ["F16", "BF16", "Q8_0", "Q4_0"])
+def test_quantized_logits(fmt: str) -> None:
+    """With quantized weights the error is that of rounding activations to bytes."""
+    program, tensors = Model(fmt, n_ff=64, n_expert=4).build()
+    errors = []
+
+    def note(op, name, got, want) -> None:
+        if want.dtype == np.float32:
+            errors.append(nmse(got.reshape(want.shape), want))
+
+    compare_buffers(program, tensors, [Sequences(1, 64).batch([(0, 0, range(40))])], note)
+    assert errors[-1] < (1e-3 if fmt.startswith("Q") else 1e-5)
+    assert errors[-1] > 0
+
+
+def test_no_wanted_rows() -> None:
+    """A prompt's chunk wants no logits: the head's steps have nothing to do, and what follows is as if it had been one batch."""
+    program, tensors = Model().build()
+    seqs = Sequences(1, 64)
+    with executor(program, tensors) as cpu:
+        assert cpu.run(seqs.batch([(0, 0, range(20))], rows=[])).shape == (0, 64)
+        apart = cpu.run(seqs.batch([(0, 20, [3])])).copy()
+        together = cpu.run(seqs.batch([(0, 0, [*range(20), 3])], rows=[20]))
+        np.testing.assert_array_equal(apart, together)
+
+
+def test_batches_that_would_leave_the_arenas_are_refused() -> None:
+    program, tensors = Model().build()
+    seqs = Sequences(1, 64)
+    good = seqs.batch([(0, 0, range(20))])
+    wrong = [
+        replace(good, ids=good.ids + 64),
+        replace(good, ids=good.ids - 1),
+        replace(good, positions=good.positions + 64),
+        replace(good, positions=good.positions[::-1]),
+        replace(good, seqs=good.seqs + 1),
+        replace(good, tables=good.tables + 1000),
+        replace(good, out_rows=good.out_rows + 20),
+        seqs.batch([(0, 0, [1] * 65)]),
+    ]
+    with executor(program, tensors) as cpu:
+        cpu.run(good)
+        for batch in wrong:
+            with pytest.raises(AssertionError):
+                cpu.run(batch)
+
+
+def test_missing_kernels_are_named_all_at_once() -> None:
+    program, tensors = Model().build()
+    weights = {n: replace(w, format=format_by_name("F16")) if n.endswith("norm") else w for n, w in program.weights.items()}
+    with pytest.raises(MissingKernels, match="rms_norm with F16"), executor(replace(program, weights=weights), tensors):
+        pass
+    ops = (*program.ops, Op("convolve", (), (), (), Add(), "head"))
+    with pytest.raises(MissingKernels, match="convolve"), executor(replace(program, ops=ops), tensors):
+        pass
