@@ -14,7 +14,7 @@ _INDEX = re.compile(r"^layer\.(\d+)\.(.+)$")
 
 @dataclass(frozen=True, slots=True)
 class UnitRow:
-    """A unit, or consecutive layers' units that are alike: `layer.0-15.attn`. Bytes are of all of them together."""
+    """A unit, or the same unit of several layers: `layer.0-15.attn`. Bytes are of all of them together."""
 
     unit: str
     device: str
@@ -24,23 +24,23 @@ class UnitRow:
 
 
 def unit_rows(plan: Plan) -> list[UnitRow]:
-    """One row for every kind of unit, in the order of the program; layers that run alike are put together."""
-    rows: dict[tuple[str, str, tuple[str, ...]], list[tuple[int, UnitRow]]] = {}
+    """One row for every kind of unit and device, in the order of the program, with all kernels its layers use."""
+    rows: dict[tuple[str, str], list[tuple[int, UnitRow]]] = {}
     for segment in plan.segments:
         for unit in segment.units:
             row = _row(plan, segment, unit)
             match = _INDEX.match(unit)
             index, kind = (int(match[1]), f"layer.{{}}.{match[2]}") if match else (0, unit)
-            rows.setdefault((kind, row.device, row.kernels), []).append((index, row))
+            rows.setdefault((kind, row.device), []).append((index, row))
     return [
         UnitRow(
             kind.format(_ranges(i for i, _ in group)),
             device,
-            kernels,
-            sum(r.weight_bytes for _, r in group),
-            sum(r.kv_bytes for _, r in group),
+            tuple(dict.fromkeys(kernel for _, row in group for kernel in row.kernels)),
+            sum(row.weight_bytes for _, row in group),
+            sum(row.kv_bytes for _, row in group),
         )
-        for (kind, device, kernels), group in rows.items()
+        for (kind, device), group in rows.items()
     ]
 
 
