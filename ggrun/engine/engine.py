@@ -112,7 +112,11 @@ class Engine:
     def chat_ids(self, messages: Seq[Message], tools: Seq[Message] | None = None, **variables: object) -> tuple[list[int], tuple[str, ...]]:
         """Render a conversation with the model's template and tokenize it; also what the template could not do, as sentences."""
         rendered = self.chat_template.render(messages, tools=tools, variables=variables or None)
-        return self.tokenizer.encode_chat(rendered.text), rendered.notes
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(rendered.text, add_special=False, parse_special=True)
+        if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+            ids.insert(0, tokenizer.bos_id)  # most templates write it themselves; twice would be wrong
+        return ids, rendered.notes
 
     def chat(
         self, messages: Seq[Message], sampling: Sampling | None = None, tools: Seq[Message] | None = None, **options: object
