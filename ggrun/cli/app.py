@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from ggrun import __version__
 from ggrun.cli.chat import chat
 from ggrun.cli.logits import logits
-from ggrun.cli.options import command
+from ggrun.cli.options import ReaderGone, command
 from ggrun.cli.plan import plan
 from ggrun.cli.run import run
 from ggrun.cli.show import show
@@ -84,7 +84,7 @@ def _run(arguments: list[str]) -> int:
         code = typer.main.get_command(app).main(arguments, prog_name="ggrun", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not raise again at exit
         return 141
     except BaseException as error:

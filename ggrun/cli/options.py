@@ -172,6 +172,10 @@ class PromptOptions:
     keep: Annotated[int, _prompt("--keep", metavar="N", shown=0, help="prompt tokens a shift keeps; -1: all")] = 0
 
 
+class ReaderGone(Exception):
+    """Whoever read our output went away."""
+
+
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as Typer takes it: a parameter whose type is a dataclass is spread into its fields, and folded again in the call."""
     parameters: list[inspect.Parameter] = []
@@ -186,7 +190,10 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(**values: Any) -> Any:
         for name, table in tables.items():
             values[name] = table(**{field.name: values.pop(field.name) for field in fields(table)})
-        return function(**values)
+        try:
+            return function(**values)
+        except BrokenPipeError:  # Typer would end the program itself
+            raise ReaderGone from None
 
     call.__name__, call.__doc__, call.__module__ = function.__name__, function.__doc__, function.__module__
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -57,19 +57,24 @@ class Screen:
 
             yield line
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn()
         with Bars(*columns, console=self.console, transient=True) as bars:
             tasks = {}
 
             def bar(stage: str, done: int, total: int) -> None:
                 if stage not in tasks:
-                    tasks[stage] = bars.add_task(STAGES.get(stage, stage), total=total)
-                bars.update(tasks[stage], completed=done, total=total)
+                    tasks[stage] = bars.add_task(STAGES.get(stage, stage), amount="")
+                bars.update(tasks[stage], completed=done, total=total, amount=amount(done, total))
 
             yield bar
+
+
+def amount(done: int, total: int) -> str:
+    """3/21 for things, 120/640 MiB for bytes; whatever is counted in millions is bytes."""
+    return f"{done >> 20}/{total >> 20} MiB" if total >= 1 << 20 else f"{done}/{total}"
 
 
 class Writer:
