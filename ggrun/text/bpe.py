@@ -63,8 +63,5 @@ class BytePairEncoder:
 
     def _fall_back(self, symbol: str) -> list[int]:
         """Ids of the symbol's bytes, those that there are tokens for."""
-        if self._pre.byte_level:
-            texts = list(symbol)
-        else:
-            texts = [f"<0x{byte:02X}>" for byte in symbol.encode()]
+        texts = symbol if self._pre.byte_level else [f"<0x{byte:02X}>" for byte in symbol.encode()]
         return [self._ids[text] for text in texts if text in self._ids]

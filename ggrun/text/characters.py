@@ -106,7 +106,9 @@ def from_byte_alphabet(text: str) -> bytes:
     try:
         return bytes([from_alphabet[character] for character in text])
     except KeyError:
-        return b"".join(
-            bytes((from_alphabet[c],)) if c in from_alphabet else c.encode("utf-8", "surrogateescape" if "\udc80" <= c <= "\udcff" else "replace")
-            for c in text
-        )
+        return b"".join(bytes((from_alphabet[c],)) if c in from_alphabet else raw_bytes(c) for c in text)
+
+
+def raw_bytes(text: str) -> bytes:
+    """UTF-8, with a lone surrogate as the byte it stands for (how metadata keeps text that is no UTF-8)."""
+    return text.encode("utf-8", "surrogateescape")

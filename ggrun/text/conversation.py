@@ -1,6 +1,6 @@
 """A conversation in the form chat templates expect, and the ways to rewrite it for templates that expect less.
 
-Knows OpenAI's message format and public models' habits; must not know Jinja. Every rewrite returns a new Conversation and leaves the old one.
+Knows OpenAI's message format and public models' habits; must not know Jinja. A rewrite returns a new Conversation and leaves the old one.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -44,7 +45,7 @@ class Functions(list[Any]):
 
 def read_conversation(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> Conversation:
     """The normal form of what a caller gave. TextError for what is no conversation, and for parts that are no text."""
-    if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in messages):
+    if not all(isinstance(message, Mapping) for message in messages):
         raise TextError("messages must be a list of objects with a role and a content")
     normal = [_read_message(i, message) for i, message in enumerate(messages)]
     names: dict[str, str] = {}
@@ -101,10 +102,8 @@ def _read_call(index: int, given: Any) -> Message:
         raise TextError(f"a tool call of message {index} names no function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError, RecursionError):  # what a model wrote, not quite JSON, is shown as it is
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError):
-            pass  # what a model wrote, not quite JSON: the template shows it as it is
     function = dict(function) | {"arguments": {} if arguments is None else arguments}
     kept = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return kept | {"type": "function", "function": function}

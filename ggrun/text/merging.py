@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import pairwise
 from math import inf
 
 Rank = Callable[[str, str], float]  # of joining two neighbours; inf: never
@@ -20,7 +21,7 @@ def merge(symbols: list[str], rank: Rank) -> list[str]:
 
 
 def _merge_short(symbols: list[str], rank: Rank) -> list[str]:
-    ranks = [rank(left, right) for left, right in zip(symbols, symbols[1:])]
+    ranks = [rank(left, right) for left, right in pairwise(symbols)]
     while ranks:
         best = min(ranks)
         if best == inf:
@@ -51,7 +52,7 @@ def _merge_long(symbols: list[str], rank: Rank) -> list[str]:
         else:
             heappush(positions, i)
 
-    for i, (left, right) in enumerate(zip(symbols, symbols[1:])):
+    for i, (left, right) in enumerate(pairwise(symbols)):
         if (value := rank(left, right)) != inf:
             note(value, i)
     while ranks:

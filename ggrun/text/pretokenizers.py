@@ -5,7 +5,7 @@ know any vocabulary. A rule is a tuple of steps; each step cuts the pieces of th
 matches and gaps both become pieces, or a function.
 
 Expressions with \\p{...} see the collapsed text, in which a category has no upper and lower case outside ASCII: so have the reference's.
-White space means Unicode's, digits mean ASCII. None may backtrack quadratically: what needs a look-ahead over a run of digits is a function.
+White space means Unicode's, digits mean ASCII. None may backtrack quadratically: what looks ahead over a run of digits is a function.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Final
 
 from ggrun.text.characters import CLASSES, HAN, LETTER, collapse, collapse_han, plain_spaces
@@ -69,7 +69,7 @@ class PreTokenizer:
         return words
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compile(rule: tuple[str | Step, ...]) -> tuple[Step, ...]:
     return tuple(step if isinstance(step, Step) else _regex(step) for step in rule)
 
@@ -198,11 +198,13 @@ PRETOKENIZERS: Final[dict[str, PreTokenizer]] = {
         rf"{_ENDING}|{_WORD}|[\p{{N}}]{{1,3}}|{_SIGNS}|\s*[\r\n]+|"
         + "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s",)),
     "deepseek-llm": PreTokenizer((
-        r"[\r\n]", rf"\s?[{_CASED_LETTERS}]+", r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", TRAILING_SPACE, _CJK, r"[\p{N}]+")),
+        r"[\r\n]", rf"\s?[{_CASED_LETTERS}]+", r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", TRAILING_SPACE, _CJK,
+        r"[\p{N}]+")),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?[\p{L}]+", r"\s?[\p{P}]+", _CJK, r"[\p{N}]")),
     "spark2_5": PreTokenizer((r"[\p{N}]{1,3}", _KANA_HAN, rf"{_SIGNED}|[\r\n]|\s+(?!\S)|\s+", r"[\p{N}]")),
     "youtu": PreTokenizer((
-        r"[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _KANA_HAN,
+        r"[\uac00-\ud7a3\u3131-\u318e]+|"
+        r"[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + _KANA_HAN,
         rf"{_camel_case(*_UNCASED, f'(?:{_ENDING})?')}|[\p{{N}}]|{_CAMEL_SIGNS}"), whole_words=True),
     "falcon": PreTokenizer((_FALCON_SIGNS, _GPT2, "[0-9][0-9][0-9]")),
     "viking": PreTokenizer((*_BLOOM_RULE.rule, r"[\p{N}]")),

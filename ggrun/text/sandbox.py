@@ -18,9 +18,10 @@ from time import monotonic
 from typing import Any, Final, NoReturn
 
 from jinja2 import TemplateError, nodes, pass_context
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from ggrun.text.error import TextError
@@ -191,7 +192,7 @@ class _Metered(NodeTransformer):
         return _filter(node, "_pay") if node.ctx == "load" and node.items else node
 
 
-def _filter(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+def _filter(node: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 
@@ -242,7 +243,7 @@ class Environment(ImmutableSandboxedEnvironment):
             budget.spend(size_of(left, limit) + size_of(right, limit))
         return budget.pay(_BINARY[operator](left, right))
 
-    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # names without the mangling
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _active.budget
         budget.step()
         if isinstance(obj, Macro):
@@ -337,7 +338,7 @@ def compile_template(source: str) -> Any:
     try:
         return _environment().from_string(source)
     except TemplateError as error:
-        line = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
+        line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
         raise TextError(f"the chat template is not valid Jinja: {error}{line}") from error
     except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
         raise TextError(f"the chat template cannot be compiled: {_reason(error)}") from error

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ggrun.text.characters import raw_bytes
 from ggrun.text.vocabulary import TokenType, Vocabulary
 
 _MATCHED: Final = frozenset((TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN))
@@ -80,7 +81,7 @@ class SpecialMatcher:
     def __init__(self, vocabulary: Vocabulary, strip_after: frozenset[int] = frozenset()) -> None:
         types, tokens = vocabulary.types, vocabulary.tokens
         matched = [i for i, type_ in enumerate(types) if type_ in _MATCHED]
-        matched.sort(key=lambda i: -len(tokens[i].encode("utf-8", "surrogateescape")))
+        matched.sort(key=lambda i: -len(raw_bytes(tokens[i])))
         specials = [_Special(i, tokens[i], i in strip_after) for i in matched]
         # By their first characters, so that thousands of reserved tokens cost one search.
         self._by_head = {True: _by_head(specials), False: _by_head([s for s in specials if types[s.id] not in _ONLY_PARSED])}
@@ -89,7 +90,11 @@ class SpecialMatcher:
     def split(self, text: str, parse_special: bool) -> Sequence[str | int]:
         """Texts (never empty) and token ids in order. Tokens of control and unknown type are matched only with parse_special."""
         present = [
-            special for head, specials in self._by_head[parse_special].items() if head in text for special in specials if special.text in text
+            special
+            for head, specials in self._by_head[parse_special].items()
+            if head in text
+            for special in specials
+            if special.text in text
         ]
         if not present:
             return [text] if text else []

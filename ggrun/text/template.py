@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
@@ -186,10 +187,8 @@ def _said(message: Mapping[str, Any]) -> Iterator[str]:
 
 def _leaves(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        try:
+        with suppress(ValueError, RecursionError):
             value = json.loads(value)
-        except (ValueError, RecursionError):
-            pass
     if isinstance(value, Mapping):
         for item in value.values():
             yield from _leaves(item)

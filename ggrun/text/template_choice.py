@@ -36,8 +36,8 @@ BUILT_IN: Final[dict[str, tuple[str, str]]] = {
     "mistral": (
         "[INST]",
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
-        "{% elif m.role == 'assistant' %} {{ m.content | trim }}{{ eos_token }}{% else %}{{ raise_exception('no role ' + m.role) }}{% endif %}"
-        "{% endfor %}",
+        "{% elif m.role == 'assistant' %} {{ m.content | trim }}{{ eos_token }}"
+        "{% else %}{{ raise_exception('no role ' + m.role) }}{% endif %}{% endfor %}",
     ),
     "plain": (
         "",

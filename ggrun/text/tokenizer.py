@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ggrun.text.bpe import BytePairEncoder
-from ggrun.text.characters import from_byte_alphabet
+from ggrun.text.characters import from_byte_alphabet, raw_bytes
 from ggrun.text.decoder import IncrementalDecoder
 from ggrun.text.error import TextError
 from ggrun.text.pretokenizers import find_pretokenizer
@@ -115,7 +115,7 @@ class Tokenizer:
             return b""
         text, type_ = self.token_text(id), self._vocabulary.types[id]
         if type_ in _AS_WRITTEN:
-            return text.encode("utf-8", "surrogateescape")
+            return raw_bytes(text)
         if type_ == TokenType.BYTE and (byte := _byte_of(text)) is not None:
             return byte
         return self._spelling.spell(text) if type_ in (TokenType.NORMAL, TokenType.BYTE) else b""
@@ -170,7 +170,7 @@ _MODELS: dict[str, tuple[Mapping[str, int], Callable[[Mapping[str, object], Voca
 
 
 def _spell_spaces(text: str) -> bytes:
-    return text.replace(SPACE, " ").encode("utf-8", "surrogateescape")
+    return raw_bytes(text.replace(SPACE, " "))
 
 
 def _byte_of(text: str) -> bytes | None:
