@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,7 @@ from ggrun.errors import GgrunError
 if TYPE_CHECKING:
     from ggrun import Sampling
 
-# names llama.cpp also accepts for a sampler, once - is written _
-SAMPLER_ALIASES = {"nucleus": "top_p", "typical": "typ_p", "typical_p": "typ_p", "typ": "typ_p", "temp": "temperature"}
+# what llama.cpp's flags call a field, where it has another name
 FIELD_ALIASES = {"temp": "temperature", "typical": "typical_p", "mirostat_ent": "mirostat_tau", "mirostat_lr": "mirostat_eta"}
 
 
@@ -31,13 +29,13 @@ def sampling(options: SamplingOptions, named: Mapping[str, Any]) -> Sampling:
         from random import SystemRandom
 
         values["seed"] = SystemRandom().randrange(1 << 32)
-    return _made(Sampling, values)
+    return Sampling(**values)
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:
     """The sampling with one value set from text, as /set does. Raises GgrunError for an unknown name or a value that cannot be."""
     values = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
-    return _made(type(sampling), {**values, **checked({name: text}, "")})
+    return type(sampling)(**{**values, **checked({name: text}, "")})
 
 
 def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -57,14 +55,8 @@ def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             result[name] = _READ[name](value) if name in _READ else _like(getattr(default, name), value)
         except (ValueError, TypeError, AttributeError) as error:
             raise GgrunError(f"{prefix}{given} cannot be {value!r}: {error}") from None
-    return result
-
-
-def _made(kind: type[Sampling], values: Mapping[str, Any]) -> Sampling:
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise GgrunError(str(error)) from None
+    valid = Sampling(**result)  # refuses what is out of range
+    return {name: getattr(valid, name) for name in result}
 
 
 def _like(default: Any, value: Any) -> Any:
@@ -80,18 +72,9 @@ def _like(default: Any, value: Any) -> Any:
     if isinstance(value, bool) or (kind is int and isinstance(value, float)):
         raise ValueError(expected)
     try:
-        number = kind(value)
+        return kind(value)
     except (ValueError, TypeError):
         raise ValueError(expected) from None
-    if not math.isfinite(number):
-        raise ValueError("a finite number is expected")
-    return number
-
-
-def _samplers(value: Any) -> tuple[str, ...]:
-    """("top_k", "temperature") from "top-k;temp"."""
-    names = [name.strip().lower().replace("-", "_") for name in (value.replace(",", ";").split(";") if isinstance(value, str) else value)]
-    return tuple(SAMPLER_ALIASES.get(name, name) for name in names if name)
 
 
 def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
@@ -108,7 +91,11 @@ def _breakers(value: Any) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else list(value)
     if not all(isinstance(item, str) for item in items):
         raise ValueError("text is expected")
-    return () if items == ["none"] else tuple(unescaped(item) for item in items)
+    return tuple(unescaped(item) for item in items)
 
 
-_READ = {"samplers": _samplers, "logit_bias": _logit_bias, "dry_sequence_breakers": _breakers}
+_READ: dict[str, Callable[[Any], Any]] = {
+    "samplers": lambda value: value,  # Sampling reads names, aliases and letters itself
+    "logit_bias": _logit_bias,
+    "dry_sequence_breakers": _breakers,
+}

@@ -46,7 +46,7 @@ class Conversation:
         """Start the next answer. Raises ContextExceeded when the conversation does not fit the context, whatever `shift` says."""
         ids, notes = self.engine.chat_ids(self.prompt())
         self.notes = notes
-        sampling = replace(self.sampling, seed=(self.sampling.seed + self.again) % (1 << 32))
+        sampling = replace(self.sampling, seed=(self.sampling.seed + self.again) % (1 << 64))
         # a prompt that is too long is never cut in the middle: whole turns are forgotten instead
         on_overflow: Literal["stop", "shift"] = "shift" if self.shift and len(ids) < self.engine.n_ctx else "stop"
         return self.engine.submit(ids, sampling, n_predict=self.n_predict, stop=self.stop, keep=self.keep, on_overflow=on_overflow)

@@ -132,6 +132,8 @@ class SamplingOptions:
         str | None,
         _sampling(
             "--samplers",
+            "--sampling-seq",
+            "--sampler-seq",
             metavar="A;B;C",
             shown="penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature",
             help="their order",

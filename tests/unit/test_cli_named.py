@@ -78,6 +78,7 @@ def test_a_folder_is_no_model(here: Path) -> None:
         ('[models.a]\npath = "x"\nsystem = 3', "system must be text"),
         ('[models.a]\npath = "x"\ntemprature = 1', "temprature is no sampling value"),
         ('[models.a]\npath = "x"\ntop_k = "all"', "top_k cannot be 'all': a whole number is expected"),
+        ('[models.a]\npath = "x"\ntop_p = 2', "--top-p must be between 0 and 1"),
         ('[servers.a]\npath = "x"', "only tables called"),
         ("models = 3", "only tables called"),
     ],

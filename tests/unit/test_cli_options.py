@@ -17,7 +17,7 @@ FLAGS = """
     -s --seed --temp --temperature --top-k --top-p --min-p --typical --top-n-sigma --xtc-probability --xtc-threshold
     --repeat-penalty --repeat-last-n --presence-penalty --frequency-penalty --dry-multiplier --dry-base --dry-allowed-length
     --dry-penalty-last-n --dry-sequence-breaker --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent
-    --samplers -l --logit-bias --ignore-eos
+    --samplers --sampling-seq --sampler-seq -l --logit-bias --ignore-eos
     -p --prompt -f --file -sys --system-prompt -sysf --system-prompt-file -r --reverse-prompt -e --escape --no-escape
     --chat-template --chat-template-file --on-overflow
 """.split()
@@ -163,7 +163,7 @@ def test_environment_and_who_wins(engine: type[FakeEngine], monkeypatch: pytest.
         (["--mlock", "--no-mmap"], 1, "choose one of -lm, --mlock, --no-mmap"),
         (["-ngl", "some"], 1, "-ngl some is neither a number nor auto nor all"),
         (["-l", "12"], 1, "'12' is not ID+X or ID-X"),
-        (["--temp", "nan"], 1, "a finite number"),
+        (["--temp", "nan"], 1, "--temp must be a number"),
         (["-m", "a.gguf", "b.gguf"], 1, "two models are named"),
         (["-f", "x.txt"], 1, "given twice"),
         (["--chat-template", "chatml"], 1, "takes the Jinja text itself"),
