@@ -44,7 +44,7 @@ class Engine:
         self.tokenizer: Tokenizer = load_tokenizer(self.file.metadata)
         self.chat_template: ChatTemplate = chat_template(self.file.metadata, self.tokenizer, template)
         self._executor = make_executor(executor_name, planned, progress)
-        self.notes += self.file.notes
+        self.notes += [*self.file.notes, *self._executor.notes]
         self._pool = BlockPool(self.plan.shape.n_kv_blocks)
         self._scheduler = Scheduler(self.plan.shape, self._pool, self._executor)
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()

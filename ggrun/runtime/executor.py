@@ -32,14 +32,16 @@ class Batch:
 
 
 class Executor(Protocol):
-    """Runs batches on one device. Not thread-safe but for `abort`."""
+    """Runs batches on one device. Not thread-safe but for `abort`. `notes`: sentences for the user about how it was made."""
+
+    notes: list[str]
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Store the batch's keys and values and return logits [R, n_vocab], valid until the next run. Raises Cancelled after abort."""
         ...
 
     def abort(self) -> None:
-        """Ask a running batch to stop within 200 ms; may be called from any thread."""
+        """Stop the running batch within 200 ms or, when none runs, the next one at once; may be called from any thread."""
         ...
 
     def copy_block(self, source: int, target: int) -> None:

@@ -40,6 +40,7 @@ class ReferenceExecutor:
         self._tensors = tensors
         self._weights: dict[str, F32] = {}
         self._cached_bytes = 0
+        self.notes: list[str] = []
         self._abort = False
         tokens = n_kv_blocks * KV_BLOCK_TOKENS
         self.kv: dict[str, tuple[F32, F32]] = {
@@ -155,8 +156,8 @@ def _add(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[A
 
 
 def _glu(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[Array, ...]:
-    gate, up = x
-    return (gate / (1.0 + np.exp(-gate)) * up,)
+    gate, up = cast(list[F32], x)
+    return (gate / (np.float32(1.0) + np.exp(-gate)) * up,)
 
 
 def _route(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[Array, ...]:
