@@ -157,7 +157,7 @@ def _add(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[A
 
 def _glu(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[Array, ...]:
     gate, up = cast(list[F32], x)
-    return (gate / (np.float32(1.0) + np.exp(-gate)) * up,)
+    return (cast(F32, gate / (1.0 + np.exp(-gate)) * up),)
 
 
 def _route(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[Array, ...]:
