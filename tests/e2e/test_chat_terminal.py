@@ -20,6 +20,7 @@ from tests.e2e.command import environment
 
 CTRL_C, CTRL_D, ENTER, ALT_ENTER = "\x03", "\x04", "\r", "\x1b\r"
 PROMPT = r"(^|\n)>"
+TIMINGS = r"\[prompt [^\]]*\]"
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()=>][0-9A-Z]?|\x1b\][^\x07]*\x07")
 
 
@@ -58,10 +59,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def ask(self, text: str) -> str:
-        """Type a line at the prompt, and return all up to the timing line of its answer."""
+    def enter(self, text: str) -> None:
+        """Wait for the prompt and type a line there."""
+        self.expect(PROMPT)
         self.type(text + ENTER)
-        return self.expect(r"\[prompt [^\]]*\]")
+
+    def ask(self, text: str) -> str:
+        """Enter a message, and return all up to the timing line of its answer."""
+        self.enter(text)
+        return self.expect(TIMINGS)
 
     def leaves(self) -> int:
         """The exit code, once the program is gone."""
@@ -78,7 +84,6 @@ class Terminal:
 @pytest.fixture
 def chat(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Terminal]:
     terminal = Terminal(["-s", "1", "--temp", "0", *getattr(request, "param", [])], tmp_path)
-    terminal.expect(PROMPT)
     yield terminal
     if terminal.process.poll() is None:
         terminal.process.kill()
@@ -95,14 +100,13 @@ def numbers(line: str) -> list[int]:
 @pytest.mark.parametrize("chat", [["-n", "24"]], indirect=True)
 def test_turns_reuse_the_conversation(chat: Terminal, tmp_path: Path) -> None:
     first = numbers(chat.ask("What does os.path.join do?"))
-    chat.expect(PROMPT)
     second = numbers(chat.ask("And os.path.split?"))
     assert second[0] > first[0]
     assert second[1] >= first[0]  # the first question was not computed again
     assert second[3] == second[0] + second[2]
-    chat.expect(PROMPT)
-    chat.type("/stats" + ENTER)
+    chat.enter("/stats")
     assert "answers  2, 4 messages" in chat.expect(r"context +\d+ of \d+ tokens")
+    chat.expect(PROMPT)
     chat.type(CTRL_D)
     assert chat.leaves() == 0
     assert "os.path.split" in (tmp_path / "ggrun" / "chat_history").read_text()
@@ -110,21 +114,22 @@ def test_turns_reuse_the_conversation(chat: Terminal, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chat", [["--ignore-eos", "--on-overflow", "shift"]], indirect=True)
 def test_ctrl_c_stops_an_endless_answer_and_keeps_the_conversation(chat: Terminal) -> None:
-    chat.type("What does os.path.join do?" + ENTER)
+    chat.enter("What does os.path.join do?")
     chat.expect(r"do\?\s+\S+ \S+")
     chat.type(CTRL_C)
     chat.expect(r"\(stopped; the conversation goes on\)")
-    assert numbers(chat.expect(r"\[prompt [^\]]*\]"))[2] > 0
-    chat.type("/show" + ENTER)
+    assert numbers(chat.expect(TIMINGS))[2] > 0
+    chat.enter("/show")
     chat.expect("temperature +0.0")
-    chat.type("/undo" + ENTER)
+    chat.enter("/undo")
     chat.expect("0 messages are left")
-    chat.type("/exit" + ENTER)
+    chat.enter("/exit")
     assert chat.leaves() == 0
 
 
 @pytest.mark.parametrize("chat", [["-n", "4"]], indirect=True)
 def test_ctrl_c_at_the_prompt(chat: Terminal) -> None:
+    chat.expect(PROMPT)
     chat.type("half a question" + CTRL_C)  # clears the line
     chat.type(CTRL_C)
     chat.expect("Ctrl-C again")
@@ -138,25 +143,24 @@ def test_several_lines(chat: Terminal, tmp_path: Path) -> None:
     saved = tmp_path / "chat.json"
     for typed in ("one\\" + ENTER + "two", "one" + ALT_ENTER + "two", '"""' + ENTER + "one" + ENTER + "two" + ENTER + '"""'):
         chat.ask(typed)
-        chat.expect(PROMPT)
-    chat.type(f"/save {saved}" + ENTER)
+    chat.enter(f"/save {saved}")
     chat.expect("saved 6 messages")
     assert [m["content"] for m in json.loads(saved.read_text())["messages"][::2]] == ["one\ntwo"] * 3
 
 
 @pytest.mark.parametrize("chat", [["-n", "4", "-mli", "-st"]], indirect=True)
 def test_multiline_input_and_single_turn(chat: Terminal) -> None:
+    chat.expect(PROMPT)
     chat.type("one" + ENTER + "two" + ALT_ENTER)
-    chat.expect(r"\[prompt [^\]]*\]")
+    chat.expect(TIMINGS)
     assert chat.leaves() == 0
 
 
 @pytest.mark.parametrize("chat", [["-c", "64", "--ignore-eos", "-n", "20"]], indirect=True)
 def test_a_full_context_asks(chat: Terminal) -> None:
     chat.ask("What does os.path.join do?")
-    chat.expect(PROMPT)
-    chat.type("And os.path.split?" + ENTER)
+    chat.enter("And os.path.split?")
     chat.expect(r"\[y/N\] ")
     chat.type("y\n")
     chat.expect("forgot the oldest 2 messages")
-    assert numbers(chat.expect(r"\[prompt [^\]]*\]"))[3] <= 64
+    assert numbers(chat.expect(TIMINGS))[3] <= 64

@@ -65,7 +65,8 @@ def test_a_piped_question_is_answered_on_stdout_alone() -> None:
 
 
 def test_ids_logits_and_the_first_token_agree(tmp_path: Path) -> None:
-    tokenized = ggrun("tokenize", "--ids", QUESTION)
+    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    tokenized = ggrun("tokenize", "--ids", "--parse-special", prompt)
     ids = json.loads(tokenized.stdout)
     assert ids
     scores = {}
@@ -78,7 +79,7 @@ def test_ids_logits_and_the_first_token_agree(tmp_path: Path) -> None:
         assert len(scores[executor]) == len(ids)
     error = np.square(scores["cpu"] - scores["reference"]).sum() / np.square(scores["reference"]).sum()
     assert error < 1e-3
-    greedy = json.loads(ggrun("run", "-p", QUESTION, "--temp", "0", "-n", "1", "--ignore-eos", "--json").stdout)
+    greedy = json.loads(ggrun("run", "-p", prompt, "--temp", "0", "-n", "1", "--json").stdout)
     assert greedy["ids"] == [int(scores["cpu"][-1].argmax())]
     np.save(tmp_path / "ids.npy", np.array(ids))
     assert ggrun("logits", "--tokens", tmp_path / "ids.npy", "--out", tmp_path / "again.npy", "-t", "1").returncode == 0
