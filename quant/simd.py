@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from llvmlite import ir
 
@@ -36,15 +36,16 @@ def vec(element: ir.Type, lanes: int) -> ir.VectorType:
 class Target:
     """What a tier's instructions are: `lanes` 32-bit lanes a vector, and which lowerings apply.
 
-    `features` are the LLVM feature names that must be on. `vnni512` is the 64-byte dot product of unsigned with signed bytes;
-    `avx2` the 32-byte multiply-adds; `fma` and `f16c` the fused multiply-add and the float16 conversion. `panel_vectors` and
-    `tile_tokens` size the register tile of a matrix product: that many vectors of rows by that many tokens.
+    `features` are the LLVM feature names that must be on. `vnni` is the dot product of four unsigned with four signed bytes a
+    lane, on whole vectors; `avx2` the 32-byte multiply-adds; `fma` and `f16c` the fused multiply-add and the float16
+    conversion. `panel_vectors` and `tile_tokens` size the register tile of a matrix product: that many vectors of rows by that
+    many tokens.
     """
 
     name: str
     lanes: int
     features: frozenset[str]
-    vnni512: bool
+    vnni: bool
     avx2: bool
     fma: bool
     f16c: bool
@@ -59,7 +60,8 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         target.name: target
         for target in (
             Target("avx512", 16, _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni"}, True, True, True, True, 2, 4),
-            Target("avx2", 8, _AVX2, False, True, True, True, 1, 4),
+            Target("avxvnni", 8, _AVX2 | {"avxvnni"}, True, True, True, True, 2, 4),
+            Target("avx2", 8, _AVX2, False, True, True, True, 2, 4),
             Target("plain", 4, frozenset(), False, False, False, False, 2, 4),
         )
     }
@@ -129,6 +131,16 @@ class Emitter:
 
     def concat(self, a: Value, b: Value) -> Value:
         return self.shuffle(a, range(2 * a.type.count), b)
+
+    def spread(self, a: Value, lanes: Sequence[int], signed: bool) -> Value:
+        """Bytes picked from a and widened: <n x i8> -> <len(lanes) x i16>. Unsigned ones need the shuffle only."""
+        n = a.type.count
+        if not signed:
+            pairs = self.shuffle(a, [lane for pick in lanes for lane in (pick, n)], self.zero(a.type))
+            return self.cast(pairs, vec(I16, len(lanes)))
+        # The byte in the upper half, then an arithmetic shift: LLVM would widen first and shuffle the words with two instructions.
+        pairs = self.cast(self.shuffle(a, [pick for pick in lanes for _ in range(2)]), vec(I16, len(lanes)))
+        return self.b.ashr(pairs, self.const(8, pairs.type))
 
     def lane(self, a: Value, index: int) -> Value:
         return self.b.extract_element(a, self.const(index, I32))
@@ -248,6 +260,19 @@ class Emitter:
         wide = vec(I32, bits.type.count)
         return self.cast(self.b.shl(self.b.zext(bits, wide), self.const(16, wide)), vec(F32, bits.type.count))
 
+    def sum_of(self, values: Sequence[Value]) -> Value:
+        """Integer vectors added as a tree, which is short rather than long for the processor to wait for."""
+        while len(values) > 1:
+            values = [self.b.add(*values[i : i + 2]) if i + 1 < len(values) else values[i] for i in range(0, len(values), 2)]
+        return values[0]
+
+    def halved(self, a: Value, lanes: int) -> Value:
+        """Integer lanes added by halving until `lanes` are left."""
+        while a.type.count > lanes:
+            half = a.type.count // 2
+            a = self.b.add(self.part(a, 0, half), self.part(a, half, half))
+        return a
+
     def sum(self, a: Value) -> Value:
         """All lanes added by halving: ((0+4)+(2+6))+((1+5)+(3+7)) for eight lanes."""
         add = self.b.fadd if a.type.element == F32 else self.b.add
@@ -264,18 +289,27 @@ class Emitter:
         x is in -127..127. w is unsigned and at most 127, or `signed` and any byte: neither sum leaves 16 bits.
         """
         n = w.type.count
-        if self.target.avx2 and n in (16, 32):
+        name = self._PAIR_DOTS.get(n)
+        if self.target.avx2 and name:
             if signed:
-                w, x = self.magnitude(w), self.call(*self._x86_sign(n), [x, w])
-            name = "llvm.x86.avx2.pmadd.ub.sw" if n == 32 else "llvm.x86.ssse3.pmadd.ub.sw.128"
+                w, x = self.magnitude(w), self._with_sign(x, w)
             return self.call(name, vec(I16, n // 2), [w, x])
         wide = vec(I16, n)
         products = self.b.mul((self.b.sext if signed else self.b.zext)(w, wide), self.b.sext(x, wide))
         return self.b.add(self.shuffle(products, range(0, n, 2)), self.shuffle(products, range(1, n, 2)))
 
-    @staticmethod
-    def _x86_sign(n: int) -> tuple[str, ir.Type]:
-        return ("llvm.x86.avx2.psign.b" if n == 32 else "llvm.x86.ssse3.psign.b.128"), vec(I8, n)
+    _PAIR_DOTS: ClassVar = {
+        16: "llvm.x86.ssse3.pmadd.ub.sw.128",
+        32: "llvm.x86.avx2.pmadd.ub.sw",
+        64: "llvm.x86.avx512.pmaddubs.w.512",
+    }
+
+    def _with_sign(self, x: Value, w: Value) -> Value:
+        """x, negated where w is negative (and anything where w is zero)."""
+        names = {16: "llvm.x86.ssse3.psign.b.128", 32: "llvm.x86.avx2.psign.b"}
+        if name := names.get(x.type.count):
+            return self.call(name, x.type, [x, w])
+        return self.b.select(self.b.icmp_signed("<", w, self.zero(w.type)), self.b.neg(x), x)
 
     def magnitude(self, a: Value) -> Value:
         """|a| lane by lane; the most negative byte becomes 128 unsigned."""
@@ -285,33 +319,42 @@ class Emitter:
     def madd(self, a: Value, b: Value) -> Value:
         """a[2i] * b[2i] + a[2i+1] * b[2i+1] in 32 bits: <n x i16> twice -> <n/2 x i32>."""
         n = a.type.count
-        name = {8: "sse2.pmadd.wd", 16: "avx2.pmadd.wd", 32: "avx512.pmaddw.d.512" if self.target.vnni512 else ""}.get(n)
+        name = self._MADDS.get(n)
         if self.target.avx2 and name:
-            return self.call(f"llvm.x86.{name}", vec(I32, n // 2), [a, b])
+            return self.call(name, vec(I32, n // 2), [a, b])
         wide = vec(I32, n)
         products = self.b.mul(self.b.sext(a, wide), self.b.sext(b, wide))
         return self.b.add(self.shuffle(products, range(0, n, 2)), self.shuffle(products, range(1, n, 2)))
 
+    _MADDS: ClassVar = {8: "llvm.x86.sse2.pmadd.wd", 16: "llvm.x86.avx2.pmadd.wd", 32: "llvm.x86.avx512.pmaddw.d.512"}
+
     def dot4(self, total: Value, w: Value, x: Value) -> Value:
-        """total + the sum of four products per lane, unsigned bytes w by signed bytes x: <16 x i32>, <64 x i8> twice. VNNI only."""
-        return self.call("llvm.x86.avx512.vpdpbusd.512", total.type, [total, w, x])
+        """total + the sum of four products per lane, unsigned bytes w by signed bytes x, on whole vectors. VNNI only."""
+        return self.call(f"llvm.x86.avx512.vpdpbusd.{8 * w.type.count}", total.type, [total, w, x])
 
     def dot2(self, total: Value, a: Value, b: Value) -> Value:
         """total + madd(a, b)."""
-        if self.target.vnni512 and a.type.count == 32:
-            return self.call("llvm.x86.avx512.vpdpwssd.512", total.type, [total, a, b])
+        if self.target.vnni and a.type.count == 2 * self.target.lanes:
+            return self.call(f"llvm.x86.avx512.vpdpwssd.{16 * a.type.count}", total.type, [total, a, b])
         return self.b.add(total, self.madd(a, b))
+
+    def fold(self, a: Value, b: Value) -> Value:
+        """Neighbours added: in every four lanes a0 + a1, a2 + a3, b0 + b1, b2 + b3."""
+        n = a.type.count
+        even, odd = ([q + p for q in range(0, n, 4) for p in (first, first + 2, n + first, n + first + 2)] for first in (0, 1))
+        return self.b.add(self.shuffle(a, even, b), self.shuffle(a, odd, b))
 
     def sum_rows8(self, rows: Sequence[Value]) -> Value:
         """Eight <8 x i32> -> <8 x i32> of their totals."""
-
-        def fold(a: Value, b: Value) -> Value:
-            even, odd = ([q + p for q in (0, 4) for p in (first, first + 2, 8 + first, 10 + first)] for first in (0, 1))
-            return self.b.add(self.shuffle(a, even, b), self.shuffle(a, odd, b))
-
-        pairs = [fold(rows[i], rows[i + 1]) for i in range(0, 8, 2)]
-        low, high = fold(pairs[0], pairs[1]), fold(pairs[2], pairs[3])
+        pairs = [self.fold(rows[i], rows[i + 1]) for i in range(0, 8, 2)]
+        low, high = self.fold(pairs[0], pairs[1]), self.fold(pairs[2], pairs[3])
         return self.b.add(self.shuffle(low, [0, 1, 2, 3, 8, 9, 10, 11], high), self.shuffle(low, [4, 5, 6, 7, 12, 13, 14, 15], high))
+
+    def sum_pairs8(self, pairs: Sequence[Value]) -> Value:
+        """Four <16 x i32>, each two rows of eight lanes -> <8 x i32> of the rows' totals, in order."""
+        quarters = self.fold(self.fold(pairs[0], pairs[1]), self.fold(pairs[2], pairs[3]))
+        first, second = self.shuffle(quarters, [0, 8, 1, 9, 2, 10, 3, 11]), self.shuffle(quarters, [4, 12, 5, 13, 6, 14, 7, 15])
+        return self.b.add(first, second)
 
     # -- transposes -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ Knows the bytes of a block and nothing of rows, tokens or tiles. The definition 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -20,7 +20,7 @@ from quant.iq import LEVELS
 from quant.simd import I1, I8, I16, I32, Emitter, Value, vec
 
 Scales = Callable[[Emitter, Value], tuple[Value, Value | None]]
-"""(emitter, block address) -> scales and minima, each <n_sub x i16>."""
+"""(emitter, block address) -> scales and minima, each <n_sub x i8>. Minima, and scales that come with minima, are below 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +62,74 @@ class BlockFormat:
         return 128 if self.signed else (1 << sum(plane.bits for plane in self.planes)) - 1
 
 
-def quants(e: Emitter, fmt: BlockFormat, block: Value, segment: int) -> Value:
-    """Elements 32 * segment .. + 31 of a block as <32 x i8>, in order."""
-    low, *rest = (_field(e, plane, block, segment) for plane in fmt.planes)
-    shift = fmt.planes[0].bits
-    for plane, high in zip(fmt.planes[1:], rest):
-        low = e.b.or_(low, e.b.shl(high, e.const(shift, high.type)))
-        shift += plane.bits
-    return _level(e, low) if fmt.levels else low
+Unit = tuple[Value, int]
+"""(block address, segment): elements 32 * segment .. + 31 of a block."""
 
 
-def _field(e: Emitter, plane: Plane, block: Value, segment: int) -> Value:
-    """One plane's bits of 32 elements."""
-    if plane.width == 1:
-        return e.b.zext(e.cast(e.load(block, I32, plane.at + 4 * segment), vec(I1, 32)), vec(I8, 32))
-    group, within = divmod(32 * segment, plane.width * 8 // plane.bits)
-    plane_index, first = divmod(within, plane.width)
+def quants(e: Emitter, fmt: BlockFormat, units: Sequence[Unit]) -> Value:
+    """The quants of one unit, or of several side by side, in order: <32 * units x i8>."""
+    joined, at = None, 0
+    for plane in fmt.planes:
+        field = (_bits if plane.width == 1 else _field)(e, plane, units)
+        if joined is None:
+            joined = field
+        else:
+            words = vec(I32, field.type.count // 4)  # no bit leaves its byte, so wider lanes shift bytes as well
+            joined = e.b.or_(joined, e.cast(e.b.shl(e.cast(field, words), e.const(at, words)), field.type))
+        at += plane.bits
+    return _level(e, joined) if fmt.levels else joined
+
+
+def _field(e: Emitter, plane: Plane, units: Sequence[Unit]) -> Value:
+    """One plane's bits of every element: bytes loaded, spread to where they are needed, shifted and masked."""
+    loads: list[tuple[Value, int]] = []
+    picks: list[int] = []
+    shifts: list[int] = []  # one for four elements
     n = min(32, plane.width)
-    packed = e.load(block, vec(I8, n), plane.at + group * plane.width + first)
-    mask = e.const((1 << plane.bits) - 1, packed.type)
-    parts = []
-    for index in range(plane_index, plane_index + 32 // n):
-        part = e.b.lshr(packed, e.const(index * plane.bits, packed.type)) if index else packed
-        parts.append(e.b.and_(part, mask) if plane.bits < 8 else part)
-    return parts[0] if n == 32 else e.concat(*parts)
+    for block, segment in units:
+        group, within = divmod(32 * segment, plane.width * 8 // plane.bits)
+        first_plane, first = divmod(within, plane.width)
+        source = (block, plane.at + group * plane.width + first)
+        if source not in loads:
+            loads.append(source)
+        base = n * loads.index(source)
+        for index in range(first_plane, first_plane + 32 // n):
+            picks += range(base, base + n)
+            shifts += [index * plane.bits] * (n // 4)
+    packed = _load_side_by_side(e, loads, n)
+    if picks != list(range(packed.type.count)):
+        packed = e.shuffle(packed, picks)
+    if plane.bits == 8:
+        return packed
+    if any(shifts):
+        words = e.cast(packed, vec(I32, len(shifts)))
+        packed = e.cast(e.b.lshr(words, e.table(words.type, shifts)), packed.type)
+    return e.b.and_(packed, e.const((1 << plane.bits) - 1, packed.type))
+
+
+def _load_side_by_side(e: Emitter, loads: Sequence[tuple[Value, int]], n: int) -> Value:
+    """n bytes from each of one or two (address, offset) as one vector."""
+    (block, at), *more = loads
+    if not more:
+        return e.load(block, vec(I8, n), at)
+    ((other, other_at),) = more
+    if other is block and other_at == at + n:
+        return e.load(block, vec(I8, 2 * n), at)
+    return e.concat(e.load(block, vec(I8, n), at), e.load(other, vec(I8, n), other_at))
+
+
+def _bits(e: Emitter, plane: Plane, units: Sequence[Unit]) -> Value:
+    """One bit of every element, from plain little-endian bits."""
+    parts = [e.b.zext(e.cast(e.load(block, I32, plane.at + 4 * segment), vec(I1, 32)), vec(I8, 32)) for block, segment in units]
+    return parts[0] if len(parts) == 1 else e.concat(*parts)
 
 
 def _level(e: Emitter, index: Value) -> Value:
     """LEVELS[index] of each byte below 16."""
-    levels = [int(level) for level in LEVELS]
+    levels, n = [int(level) for level in LEVELS], index.type.count
     if e.target.avx2:
-        return e.call("llvm.x86.avx2.pshuf.b", index.type, [e.table(index.type, levels * 2), index])
+        name = "avx512.pshuf.b.512" if n == 64 else "avx2.pshuf.b"
+        return e.call(f"llvm.x86.{name}", index.type, [e.table(index.type, levels * (n // 16)), index])
     value = e.const(levels[0], index.type)
     for position in range(1, 16):
         reached = e.b.icmp_unsigned(">=", index, e.const(position, index.type))
@@ -107,8 +144,7 @@ def _shift(e: Emitter, words: Value, by: list[int], mask: int) -> Value:
 
 def _scales_q2_k(e: Emitter, block: Value) -> tuple[Value, Value]:
     both = e.load(block, vec(I8, 16))
-    wide = vec(I16, 16)
-    return e.b.zext(e.b.and_(both, e.const(15, both.type)), wide), e.b.zext(e.b.lshr(both, e.const(4, both.type)), wide)
+    return e.b.and_(both, e.const(15, both.type)), e.b.lshr(both, e.const(4, both.type))
 
 
 def _scales_q3_k(e: Emitter, block: Value) -> tuple[Value, None]:
@@ -116,21 +152,21 @@ def _scales_q3_k(e: Emitter, block: Value) -> tuple[Value, None]:
     tops = e.splat(e.load(block, I32, 104), 4)
     low, high = _shift(e, nibbles, [0, 0, 4, 4], 0x0F0F0F0F), _shift(e, tops, [0, 2, 4, 6], 0x03030303)
     joined = e.cast(e.b.or_(low, e.b.shl(high, e.const(4, high.type))), vec(I8, 16))
-    return e.b.sext(e.b.sub(joined, e.const(32, joined.type)), vec(I16, 16)), None
+    return e.b.sub(joined, e.const(32, joined.type)), None
 
 
 def _scales_q4_k(e: Emitter, block: Value) -> tuple[Value, Value]:
-    words = e.load(block, vec(I32, 3), 4)
-    low = e.b.lshr(e.shuffle(words, [0, 2, 1, 2]), e.table(vec(I32, 4), [0, 0, 0, 4]))
+    words = e.load(block, vec(I32, 4))  # d and dmin, then the twelve bytes
+    low = e.b.lshr(e.shuffle(words, [1, 3, 2, 3]), e.table(vec(I32, 4), [0, 0, 0, 4]))
     low = e.b.and_(low, e.table(low.type, [0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F]))
-    high = e.b.lshr(e.shuffle(words, [0, 0, 1, 1]), e.const(2, low.type))
+    high = e.b.lshr(e.shuffle(words, [1, 1, 2, 2]), e.const(2, low.type))
     high = e.b.and_(high, e.table(high.type, [0, 0x30303030, 0, 0x30303030]))
-    both = e.b.zext(e.cast(e.b.or_(low, high), vec(I8, 16)), vec(I16, 16))
+    both = e.cast(e.b.or_(low, high), vec(I8, 16))
     return e.part(both, 0, 8), e.part(both, 8, 8)
 
 
 def _scales_q6_k(e: Emitter, block: Value) -> tuple[Value, None]:
-    return e.b.sext(e.load(block, vec(I8, 16), 192), vec(I16, 16)), None
+    return e.load(block, vec(I8, 16), 192), None
 
 
 def _scales_iq4_xs(e: Emitter, block: Value) -> tuple[Value, None]:
@@ -138,7 +174,7 @@ def _scales_iq4_xs(e: Emitter, block: Value) -> tuple[Value, None]:
     tops = e.splat(e.b.zext(e.load(block, I16, 2), I32), 8)
     low, high = _shift(e, nibbles, list(range(0, 32, 4)), 15), _shift(e, tops, list(range(0, 16, 2)), 3)
     joined = e.b.or_(low, e.b.shl(high, e.const(4, high.type)))
-    return e.b.trunc(e.b.sub(joined, e.const(32, joined.type)), vec(I16, 8)), None
+    return e.b.trunc(e.b.sub(joined, e.const(32, joined.type)), vec(I8, 8)), None
 
 
 BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(

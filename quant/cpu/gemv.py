@@ -23,41 +23,60 @@ def emit(e: Emitter, fmt: BlockFormat, p: Product) -> None:
 
 
 def _dot_super_blocks(e: Emitter, fmt: BlockFormat, row: Value, k: Value, x: Value) -> Value:
-    """total = fma(isum, d * da, total), then fma(msum, -dmin * da, total), super-block by super-block."""
+    """total = fma(isum, d * da, total), then fma(msum, -dmin * da, total), super-block by super-block.
+
+    Lanes are reduced and added one super-block late: a processor's window is too short to wait for it in the same iteration.
+    """
     b, acts = e.b, layout("q8_k", 1)
+    zero, none = e.const(0.0, F32), e.zero(vec(I32, 4))
+    pending = [none, e.zero(vec(F32, 2)), none] if fmt.m_at is not None else [none, zero]
 
     def super_block(i: Value, carried: list[Value]) -> list[Value]:
-        (total,) = carried
         block, xs = e.at(row, i, fmt.n_bytes), e.at(x, i, acts.n_bytes)
-        isum, msum = _integer_sums(e, fmt, acts, block, xs)
-        da = e.load(xs, F32, acts["scale"])
-        d = e.widen_half(e.load(block, I16, fmt.d_at))
-        total = e.fma(e.to_float(isum), b.fmul(d, da), total)
-        if fmt.m_at is not None:
-            dmin = b.fneg(e.widen_half(e.load(block, I16, fmt.m_at)))
-            total = e.fma(e.to_float(msum), b.fmul(dmin, da), total)
-        return [total]
+        return [_finish(e, *carried), *_super_block_sums(e, fmt, acts, block, xs)]
 
-    return e.loop(e.const(0), b.sdiv(k, e.const(GROUP)), super_block, [e.const(0.0, F32)])[0]
+    return _finish(e, *e.loop(e.const(0), b.sdiv(k, e.const(GROUP)), super_block, [zero, *pending]))
 
 
-def _integer_sums(e: Emitter, fmt: BlockFormat, acts: Layout, block: Value, xs: Value) -> tuple[Value, Value]:
-    """Sum of scale * quant * x and, with minima, of minimum * x over a super-block, as i32."""
+def _super_block_sums(e: Emitter, fmt: BlockFormat, acts: Layout, block: Value, xs: Value) -> list[Value]:
+    """Scaled integer sums as <4 x i32>, their scale, and with minima the sums of minima likewise."""
     b = e.b
     assert fmt.scales is not None
     scales, minima = fmt.scales(e, block)
-    total = None
-    for segment in range(8):
-        pairs = e.pair_dot(quants(e, fmt, block, segment), e.load(xs, vec(I8, 32), acts["quants"] + 32 * segment), fmt.signed)
-        first = segment * fmt.n_sub // 8
-        factors = e.shuffle(scales, [first + (lane * fmt.n_sub // 8) // 16 for lane in range(16)])
-        products = e.madd(pairs, factors)
-        total = products if total is None else b.add(total, products)
-    sums = e.load(xs, vec(I16, fmt.n_sub), acts["sums16" if fmt.n_sub == 16 else "sums32"])
+    wide, width = vec(I16, fmt.n_sub), _units(e)
+    products = []
+    for first in range(0, 8, width):
+        q = quants(e, fmt, [(block, segment) for segment in range(first, first + width)])
+        pairs = e.pair_dot(q, e.load(xs, q.type, acts["quants"] + 32 * first), fmt.signed)
+        factors = e.spread(scales, [(first * 32 + 2 * lane) * fmt.n_sub // GROUP for lane in range(16 * width)], minima is None)
+        products.append(e.madd(pairs, factors))
+    total = e.halved(e.sum_of(products), 8)
+    sums = e.load(xs, wide, acts["sums16" if fmt.n_sub == 16 else "sums32"])
     if fmt.offset:
-        excess = e.madd(scales, sums)
+        excess = e.madd(b.sext(scales, wide), sums)
         total = b.sub(total, b.mul(excess, e.const(fmt.offset, excess.type)))
-    return e.sum(total), e.sum(e.madd(minima, sums)) if minima is not None else None
+    da = e.load(xs, F32, acts["scale"])
+    if minima is None:
+        return [e.halved(total, 4), b.fmul(e.widen_half(e.load(block, I16, fmt.d_at)), da)]
+    assert fmt.m_at == fmt.d_at + 2  # both scales in one load
+    both = b.fmul(e.widen_half(e.load(block, vec(I16, 2), fmt.d_at)), e.splat(da, 2))
+    return [e.halved(total, 4), both, e.halved(e.madd(b.sext(minima, wide), sums), 4)]
+
+
+def _finish(e: Emitter, total: Value, isum: Value, scale: Value, msum: Value | None = None) -> Value:
+    """total with one super-block's sums added."""
+    b = e.b
+    if msum is None:
+        return e.fma(e.to_float(e.sum(isum)), scale, total)
+    both = e.fold(isum, msum)
+    both = e.to_float(b.add(both, e.shuffle(both, [1, 1, 3, 3])))
+    total = e.fma(e.lane(both, 0), e.lane(scale, 0), total)
+    return e.fma(e.lane(both, 2), b.fneg(e.lane(scale, 1)), total)
+
+
+def _units(e: Emitter) -> int:
+    """Segments of 32 elements handled at once: as many as fill a vector."""
+    return 2 if e.target.lanes == 16 else 1
 
 
 def _dot_blocks(e: Emitter, fmt: BlockFormat, row: Value, k: Value, x: Value) -> Value:
@@ -90,24 +109,37 @@ def _dot_blocks(e: Emitter, fmt: BlockFormat, row: Value, k: Value, x: Value) ->
 
 def _block_dot(e: Emitter, fmt: BlockFormat, block: Value, x: Value) -> Value:
     """Sums of a block's products, <8 x i32>, without the offset."""
-    return e.madd(e.pair_dot(quants(e, fmt, block, 0), x, fmt.signed), e.const(1, vec(I16, 16)))
+    return e.madd(e.pair_dot(quants(e, fmt, [(block, 0)]), x, fmt.signed), e.const(1, vec(I16, 16)))
+
+
+def _eight_dots(e: Emitter, fmt: BlockFormat, acts: Layout, at: list[Value], xs: Value) -> Value:
+    """The integer dot products of eight blocks, <8 x i32>."""
+    b, offset = e.b, fmt.offset
+    if e.target.vnni:
+        dots, width = [], _units(e)
+        for j in range(0, 8, width):
+            q = quants(e, fmt, [(block, 0) for block in at[j : j + width]])
+            if fmt.signed:
+                q, offset = b.xor(q, e.const(-128, q.type)), 128
+            dots.append(e.dot4(e.zero(vec(I32, 8 * width)), q, e.load(xs, q.type, acts["quants"] + 32 * j)))
+        sums = e.sum_pairs8(dots) if width == 2 else e.sum_rows8(dots)
+    else:
+        sums = e.sum_rows8([_block_dot(e, fmt, at[j], e.load(xs, vec(I8, 32), acts["quants"] + 32 * j)) for j in range(8)])
+    if offset:
+        sums = b.sub(sums, b.mul(e.load(xs, sums.type, acts["sums"]), e.const(offset, sums.type)))
+    return sums
 
 
 def _eight_blocks(e: Emitter, fmt: BlockFormat, acts: Layout, blocks: Value, xs: Value) -> Value:
     """The part of a whole group, its eight blocks side by side until they are added in order."""
-    b, numbers = e.b, vec(F32, 8)
     at = [e.offset(blocks, j * fmt.n_bytes) for j in range(8)]
-    sums = e.sum_rows8([_block_dot(e, fmt, at[j], e.load(xs, vec(I8, 32), acts["quants"] + 32 * j)) for j in range(8)])
-    if fmt.offset:
-        sums = b.sub(sums, b.mul(e.load(xs, sums.type, acts["sums"]), e.const(fmt.offset, sums.type)))
-    scaled = b.fmul(e.to_float(sums), _halves(e, at, fmt.d_at))
+    scaled = e.b.fmul(e.to_float(_eight_dots(e, fmt, acts, at, xs)), _halves(e, at, fmt.d_at))
     minima = _halves(e, at, fmt.m_at) if fmt.m_at is not None else None
-    scales, offsets = e.load(xs, numbers, acts["scale"]), e.load(xs, numbers, acts["offset"])
     part = e.const(0.0, F32)
     for j in range(8):
-        part = e.fma(e.lane(scaled, j), e.lane(scales, j), part)
+        part = e.fma(e.lane(scaled, j), e.load(xs, F32, acts["scale"] + 4 * j), part)
         if minima is not None:
-            part = e.fma(e.lane(minima, j), e.lane(offsets, j), part)
+            part = e.fma(e.lane(minima, j), e.load(xs, F32, acts["offset"] + 4 * j), part)
     return part
 
 

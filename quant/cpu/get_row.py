@@ -25,7 +25,7 @@ def _block(e: Emitter, fmt: BlockFormat, block: Value, dst: Value) -> None:
     d = e.widen_half(e.load(block, I16, fmt.d_at))
     m = e.widen_half(e.load(block, I16, fmt.m_at)) if fmt.m_at is not None else None
     if not fmt.scales:
-        _segment(e, fmt, quants(e, fmt, block, 0), [d], [m], b.fadd, dst)
+        _segment(e, fmt, quants(e, fmt, [(block, 0)]), [d], [m], b.fadd, dst)
         return
     scales, minima = fmt.scales(e, block)
     steps = [b.fmul(d, _number(e, scales, j)) for j in range(fmt.n_sub)]
@@ -33,7 +33,7 @@ def _block(e: Emitter, fmt: BlockFormat, block: Value, dst: Value) -> None:
     each = fmt.n_sub // 8
     for segment in range(8):
         chosen = slice(segment * each, (segment + 1) * each)
-        _segment(e, fmt, quants(e, fmt, block, segment), steps[chosen], offsets[chosen], b.fsub, e.offset(dst, 128 * segment))
+        _segment(e, fmt, quants(e, fmt, [(block, segment)]), steps[chosen], offsets[chosen], b.fsub, e.offset(dst, 128 * segment))
 
 
 def _number(e: Emitter, values: Value, j: int) -> Value:

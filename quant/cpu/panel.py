@@ -130,9 +130,9 @@ def _unpack(e: Emitter, fmt: BlockFormat, shape: Panel, scratch: Value, m: Value
         return e.widen_half(bits)
 
     def put_quants(blocks: Sequence[Value], segment: int, at: Value) -> None:
-        columns = e.transpose8([e.cast(quants(e, fmt, block, segment), vec(I32, 8)) for block in blocks])
+        columns = e.transpose8([e.cast(quants(e, fmt, [(block, segment)]), vec(I32, 8)) for block in blocks])
         for i, column in enumerate(columns):
-            if fmt.signed and e.target.vnni512:
+            if fmt.signed and e.target.vnni:
                 column = e.b.xor(column, e.const(-0x7F7F7F80, column.type))  # 0x80 in every byte: unsigned, 128 too large
             e.store(column, at, line * i)
 
@@ -160,7 +160,8 @@ def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, dst: Value, rows:
     """Integer scales and pairs of a super-block, transposed to a lane a row."""
     b, line = e.b, 4 * e.target.lanes * e.target.panel_vectors
     assert fmt.scales is not None
-    read = [fmt.scales(e, row) for row in rows]
+    wide = vec(I16, fmt.n_sub)
+    read = [(b.sext(scales, wide), None if m is None else b.sext(m, wide)) for scales, m in (fmt.scales(e, row) for row in rows)]
     if fmt.n_sub == 16:
         columns = e.transpose8([e.cast(scales, vec(I32, 8)) for scales, _ in read])
         minima = e.transpose8([e.cast(m, vec(I32, 8)) for _, m in read]) if fmt.m_at is not None else columns
@@ -169,7 +170,7 @@ def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, dst: Value, rows:
         columns, minima = both[:4], both[4:]
     for i, pair in enumerate(columns):
         sixteen, high = e.const(16, pair.type), e.const(-65536, pair.type)
-        if e.target.vnni512:
+        if e.target.vnni:
             first, second = b.ashr(b.shl(pair, sixteen), sixteen), b.ashr(pair, sixteen)
         else:
             first = b.or_(b.shl(pair, sixteen), b.lshr(b.shl(pair, sixteen), sixteen))
@@ -196,7 +197,7 @@ class _Tile:
     @property
     def offset(self) -> int:
         """What a quant in the panel is too large by."""
-        return 128 if self.fmt.signed and self.e.target.vnni512 else self.fmt.offset
+        return 128 if self.fmt.signed and self.e.target.vnni else self.fmt.offset
 
     def cells(self) -> Sequence[tuple[int, int, int]]:
         """(index, token, vector) of every value."""
@@ -214,7 +215,7 @@ class _Tile:
         """start + scale * (the dot product over `steps` panel lines from w and activation lines from x); no scales: 1."""
         e, b = self.e, self.e.b
         totals = list(start)
-        partial: list[Value] = [e.zero(self.ints) if scales else value for value in start] if e.target.vnni512 else [None] * self.size
+        partial: list[Value] = [e.zero(self.ints) if scales else value for value in start] if e.target.vnni else [None] * self.size
         held = 0
         for step in range(steps):
             ws = [self.vector(w, self.bytes, m, step * self.vectors * self.line) for m in range(self.vectors)]
@@ -222,18 +223,18 @@ class _Tile:
                 xt = self.broadcast(x, self.bytes, t, 4 * step * self.tokens)
                 for m in range(self.vectors):
                     i = t * self.vectors + m
-                    if e.target.vnni512:
+                    if e.target.vnni:
                         partial[i] = e.dot4(partial[i], ws[m], xt)
                         continue
                     pair = e.pair_dot(ws[m], xt, self.fmt.signed)
                     partial[i] = b.add(partial[i], pair) if held else pair
             held += 1
-            if not e.target.vnni512 and (held == self.depth or step == steps - 1):
+            if not e.target.vnni and (held == self.depth or step == steps - 1):
                 for i, _, m in self.cells():
                     factor = e.cast(scales[m], self.pairs) if scales else e.const(1, self.pairs)
                     totals[i] = b.add(totals[i], e.madd(partial[i], factor))
                 held = 0
-        if not e.target.vnni512:
+        if not e.target.vnni:
             return totals
         return [b.add(totals[i], b.mul(partial[i], scales[m])) for i, _, m in self.cells()] if scales else partial
 
