@@ -26,6 +26,34 @@ _FORMATS = (*FLOAT_FORMATS, *BLOCK_FORMATS)
 _INT = types.int64
 
 
+def emit_activation(e: Emitter, kind: str, source: Source) -> None:
+    """The body of a quantizer."""
+    if kind == "f32":
+        activations.emit_f32(e, source)
+    else:
+        activations.emit_bytes(e, kind, source)
+
+
+def emit_matmul(e: Emitter, fmt: str, product: Product) -> None:
+    """The body of a matrix product."""
+    if fmt in FLOAT_FORMATS:
+        floats.emit(e, FLOAT_FORMATS[fmt], product)
+        return
+    with e.b.if_else(e.b.icmp_signed("==", product.n_tokens, e.const(1))) as (single, several):
+        with single:
+            gemv.emit(e, BLOCK_FORMATS[fmt], product)
+        with several:
+            panel.emit(e, BLOCK_FORMATS[fmt], product)
+
+
+def emit_get_row(e: Emitter, fmt: str, row: Value, k: Value, dst: Value) -> None:
+    """The body of a row decoder."""
+    if fmt in FLOAT_FORMATS:
+        get_row.emit_floats(e, FLOAT_FORMATS[fmt], row, k, dst)
+    else:
+        get_row.emit_blocks(e, BLOCK_FORMATS[fmt], row, k, dst)
+
+
 def _emitter(builder: ir.IRBuilder, tier: Any) -> Emitter:
     return Emitter(builder, TARGETS[_TIERS[tier.literal_value]])
 
@@ -33,11 +61,7 @@ def _emitter(builder: ir.IRBuilder, tier: Any) -> Emitter:
 @intrinsic(prefer_literal=True)
 def _quantize(context, kind, tier, src, stride, index, t0, t1, k, n_tokens, dst):
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[Value]) -> Any:
-        e, name = _emitter(builder, tier), _KINDS[kind.literal_value]
-        if name == "f32":
-            activations.emit_f32(e, Source(*values[2:]))
-        else:
-            activations.emit_bytes(e, name, Source(*values[2:]))
+        emit_activation(_emitter(builder, tier), _KINDS[kind.literal_value], Source(*values[2:]))
         return context.get_dummy_value()
 
     return types.void(kind, tier, *[_INT] * 8), generate
@@ -46,15 +70,7 @@ def _quantize(context, kind, tier, src, stride, index, t0, t1, k, n_tokens, dst)
 @intrinsic(prefer_literal=True)
 def _rows(context, fmt, tier, w, row_bytes, r0, r1, k, x, n_tokens, out, stride, scratch):
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[Value]) -> Any:
-        e, name, product = _emitter(builder, tier), _FORMATS[fmt.literal_value], Product(*values[2:])
-        if name in FLOAT_FORMATS:
-            floats.emit(e, FLOAT_FORMATS[name], product)
-            return context.get_dummy_value()
-        with builder.if_else(builder.icmp_signed("==", product.n_tokens, e.const(1))) as (single, several):
-            with single:
-                gemv.emit(e, BLOCK_FORMATS[name], product)
-            with several:
-                panel.emit(e, BLOCK_FORMATS[name], product)
+        emit_matmul(_emitter(builder, tier), _FORMATS[fmt.literal_value], Product(*values[2:]))
         return context.get_dummy_value()
 
     return types.void(fmt, tier, *[_INT] * 10), generate
@@ -63,11 +79,7 @@ def _rows(context, fmt, tier, w, row_bytes, r0, r1, k, x, n_tokens, out, stride,
 @intrinsic(prefer_literal=True)
 def _row(context, fmt, tier, row, k, dst):
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[Value]) -> Any:
-        e, name = _emitter(builder, tier), _FORMATS[fmt.literal_value]
-        if name in FLOAT_FORMATS:
-            get_row.emit_floats(e, FLOAT_FORMATS[name], *values[2:])
-        else:
-            get_row.emit_blocks(e, BLOCK_FORMATS[name], *values[2:])
+        emit_get_row(_emitter(builder, tier), _FORMATS[fmt.literal_value], *values[2:])
         return context.get_dummy_value()
 
     return types.void(fmt, tier, *[_INT] * 3), generate
