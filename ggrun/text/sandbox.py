@@ -12,7 +12,7 @@ import json
 import operator
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView
 from datetime import datetime
 from time import monotonic
 from typing import Any, Final, NoReturn
@@ -22,17 +22,19 @@ from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from ggrun.text.error import TextError
 
 MAX_SOURCE: Final = 1 << 20  # characters of a template
 MAX_OUTPUT: Final = 4 << 20  # characters of a rendered chat beyond what went in
-MAX_VALUE: Final = 4 << 20  # characters and elements of any one value, beyond twice what went in
+MAX_VALUE: Final = 4 << 20  # characters of any one value, beyond twice what went in
 MAX_TOTAL: Final = 128 << 20  # of all values ever made
 MAX_STEPS: Final = 1_000_000
 MAX_SECONDS: Final = 5.0
 _MAX_WIDTH: Final = 100_000
+_ELEMENT: Final = 16  # characters that an element of a list counts for
 
 FILTERS: Final = (
     "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape",
@@ -90,7 +92,7 @@ _active = _Active()
 
 
 def size_of(value: Any, limit: int) -> int:
-    """Characters and elements of `value` written out in full, shared parts counted every time; stops soon after `limit`."""
+    """Characters of `value` written out in full, shared parts counted every time; stops soon after `limit`."""
     if isinstance(value, (str, bytes)):
         return len(value)
     size, stack = 0, [value]
@@ -99,11 +101,13 @@ def size_of(value: Any, limit: int) -> int:
         if isinstance(item, (str, bytes)):
             size += len(item)
         elif isinstance(item, Mapping):
-            size += 2 * len(item)
+            size += 2 * _ELEMENT * len(item)
             stack += item.keys()
             stack += item.values()
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            size += len(item)
+        elif isinstance(item, Namespace):
+            stack.append(object.__getattribute__(item, "_Namespace__attrs"))
+        elif isinstance(item, (list, tuple, set, frozenset, MappingView)):
+            size += _ELEMENT * len(item)
             stack.extend(item)
         elif isinstance(item, int):
             size += item.bit_length() // 3
