@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error, 2 a wrong command line, 130 stopped with Ctrl-C,
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -76,6 +77,12 @@ def _common(version: bool = typer.Option(False, "--version", callback=_version, 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line (default: this process's) and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long-lived as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no character is worth a traceback
     sys.exit(_run(arguments or ["--help"]))
 
 
@@ -85,15 +92,22 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (ReaderGone, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not raise again at exit
+        _drop_output()
         return 141
     except BaseException as error:
         if os.environ.get("GGRUN_DEBUG") == "1":
             raise
         sentence, code = _told(error)
+        if isinstance(error, OSError):
+            _drop_output()
         if sentence:
             print(sentence, file=sys.stderr)
         return code
+
+
+def _drop_output() -> None:
+    """What is still buffered for stdout must not raise again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _told(error: BaseException) -> tuple[str, int]:
@@ -110,6 +124,8 @@ def _told(error: BaseException) -> tuple[str, int]:
             return "", error.code if isinstance(error.code, int) else 1
         case OSError() if error.filename is not None:
             return f"error: {error.filename}: {error.strerror or error}", 1
+        case OSError():
+            return f"error: {error.strerror or error}", 1
         case MemoryError():
             return "error: out of memory; a smaller context (-c) or a smaller quantization takes less", 1
         case _:

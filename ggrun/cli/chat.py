@@ -36,7 +36,7 @@ def chat(
     from ggrun.cli.choosing import sampling
     from ggrun.cli.conversation import Conversation
     from ggrun.cli.opening import chosen, opened
-    from ggrun.cli.prompt import piped, prompt_of, stops_of, system_of, template_of
+    from ggrun.cli.prompt import at_terminal, piped, prompt_of, stops_of, system_of, template_of
     from ggrun.cli.reader import PlainReader, Reader, TerminalReader, history_file
     from ggrun.cli.screen import Screen, Writer
     from ggrun.cli.session import Session
@@ -44,7 +44,7 @@ def chat(
     from ggrun.errors import GgrunError
 
     screen, writer = Screen(color), Writer()
-    interactive = sys.stdin.isatty()
+    interactive = at_terminal()
     first = prompt_of(prompt_options)
     if first is None and not interactive:
         first = piped()
@@ -62,7 +62,12 @@ def chat(
         if interactive:
             session.ask = _ask
         if first is not None:
-            session.say(first)
+            try:
+                session.say(first)
+            except GgrunError as error:
+                if not interactive:
+                    raise
+                screen.note(f"error: {error}")
         if session.interrupted and not interactive:
             raise typer.Exit(130)
         if (single_turn and first is not None) or not interactive:

@@ -69,9 +69,14 @@ def text_of(name: str) -> str:
         raise GgrunError(f"{name} cannot be read: {error.strerror}") from None
 
 
+def at_terminal() -> bool:
+    """Whether a person can be typing."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def piped(whole: bool = False) -> str:
     """Everything on standard input, without the newline that ends it unless `whole`."""
-    return _decoded(sys.stdin.buffer.read(), "what was piped in", whole)
+    return _decoded(sys.stdin.buffer.read() if sys.stdin else b"", "what was piped in", whole)
 
 
 def _decoded(data: bytes, name: str, whole: bool = False) -> str:

@@ -1,7 +1,6 @@
 """`ggrun run`: one completion to stdout and nothing else there."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -32,13 +31,13 @@ def run(
     from ggrun.cli.choosing import sampling
     from ggrun.cli.interrupt import interruptible
     from ggrun.cli.opening import chosen, opened
-    from ggrun.cli.prompt import piped, prompt_of, stops_of, system_of, template_of
+    from ggrun.cli.prompt import at_terminal, piped, prompt_of, stops_of, system_of, template_of
     from ggrun.cli.screen import Screen, Writer
 
     screen, writer = Screen(), Writer()
     prompt = prompt_of(prompt_options)
     if prompt is None:
-        if sys.stdin.isatty():
+        if at_terminal():
             raise GgrunError('there is no prompt; give one with -p "...", -f FILE, or a pipe')
         prompt = piped()
     named = chosen(model, engine_options.model_flag, screen)

@@ -67,7 +67,7 @@ class Screen:
             def bar(stage: str, done: int, total: int) -> None:
                 if stage not in tasks:
                     tasks[stage] = bars.add_task(STAGES.get(stage, stage), amount="")
-                bars.update(tasks[stage], completed=done, total=total, amount=amount(done, total))
+                bars.update(tasks[stage], completed=done, total=total, amount=amount(done, total), visible=done < total)
 
             yield bar
 

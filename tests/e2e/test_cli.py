@@ -160,6 +160,33 @@ def test_files_that_are_no_models(command: str, tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">/dev/full", 1, "error: No space left on device"),
+        ("<&-", 1, "error: the prompt is empty"),
+        ("-p hi -n 2 >&-", 0, ""),
+        ("-p hi -n 2 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(redirected: str, code: int, said: str) -> None:
+    path = os.pathsep.join((str(REPO), os.environ.get("PYTHONPATH", "")))
+    line = f"echo hi | {sys.executable} -m ggrun run {redirected}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment(PYTHONPATH=path), timeout=120)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_output_that_is_not_unicode() -> None:
+    more = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join((str(REPO), os.environ.get("PYTHONPATH", "")))}
+    command = [sys.executable, "-m", "ggrun", "tokenize", "--no-bos", "héllo"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "\\xe9" in done.stdout or "\\xc3" in done.stdout
+
+
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "ggrun", "run", "-p", QUESTION, "--ignore-eos", "-n", "400"],

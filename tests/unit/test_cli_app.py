@@ -70,6 +70,7 @@ def test_wrong_command_lines_are_one_sentence(arguments: list[str], said: str, c
         (KeyboardInterrupt(), 130, ""),
         (BrokenPipeError(), 141, ""),
         (FileNotFoundError(2, "No such file or directory", "x.gguf"), 1, "error: x.gguf: No such file or directory\n"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
         (MemoryError(), 1, "error: out of memory"),
         (KeyError("odd\nthing"), 1, "error: something in ggrun went wrong (KeyError: 'odd\\nthing')"),
     ],
@@ -82,7 +83,7 @@ def test_errors_become_sentences(
 
     monkeypatch.delenv("GGRUN_DEBUG", raising=False)
     monkeypatch.setattr("ggrun.cli.opening.find", broken)
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, OSError):
         monkeypatch.setattr("os.dup2", lambda *descriptors: None)
     assert run("plan", "x.gguf") == code
     out, err = capfd.readouterr()
