@@ -20,7 +20,9 @@ def interruptible(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         pressed = True
         stop()
 
-    before = signal.signal(signal.SIGINT, handler)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # a shell starts what runs in its background so
+        signal.signal(signal.SIGINT, handler)
     try:
         yield lambda: pressed
     finally:
