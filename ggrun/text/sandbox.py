@@ -12,7 +12,7 @@ import json
 import operator
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from datetime import datetime
 from time import monotonic
 from typing import Any, Final, NoReturn
@@ -106,7 +106,7 @@ def size_of(value: Any, limit: int) -> int:
             stack += item.values()
         elif isinstance(item, Namespace):
             stack.append(object.__getattribute__(item, "_Namespace__attrs"))
-        elif isinstance(item, (list, tuple, set, frozenset, MappingView)):
+        elif isinstance(item, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):
             size += _ELEMENT * len(item)
             stack.extend(item)
         elif isinstance(item, int):

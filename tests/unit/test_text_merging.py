@@ -1,6 +1,7 @@
 """Merging, short and long, against the definition carried out step by step."""
 
 import random
+from itertools import pairwise
 from math import inf
 
 import pytest
@@ -12,7 +13,7 @@ from ggrun.text.merging import Rank
 def by_definition(symbols: list[str], rank: Rank) -> list[str]:
     symbols = list(symbols)
     while len(symbols) > 1:
-        ranks = [rank(left, right) for left, right in zip(symbols, symbols[1:])]
+        ranks = [rank(left, right) for left, right in pairwise(symbols)]
         if min(ranks) == inf:
             break
         i = ranks.index(min(ranks))
