@@ -13,9 +13,9 @@ from pathlib import Path
 
 import quant
 from quant import simd
-from quant.cpu import activations, panel
+from quant.cpu import activations, floats, panel
 from quant.cpu.blocks import BLOCK_FORMATS
-from quant.cpu.floats import FLOAT_FORMATS, ROW_TILE, TAIL_BYTES
+from quant.cpu.floats import FLOAT_FORMATS
 from quant.format import Format
 from quant.simd import TARGETS, tiers
 
@@ -40,7 +40,9 @@ def activation_bytes(name: str, tier: str, k: int, n_tokens: int) -> int:
 
 def matmul_scratch_bytes(fmt: Format, tier: str, n_tokens: int) -> int:
     """Private memory one thread needs to multiply rows of `fmt` by n_tokens tokens. Compiles nothing and imports no Numba."""
-    return TAIL_BYTES if fmt.name in FLOAT_FORMATS else panel.scratch_bytes(BLOCK_FORMATS[fmt.name], TARGETS[tier], n_tokens)
+    if fmt.name in FLOAT_FORMATS:
+        return floats.scratch_bytes(TARGETS[tier])
+    return panel.scratch_bytes(BLOCK_FORMATS[fmt.name], TARGETS[tier], n_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ def matmul_kernel(fmt: Format, tier: str) -> MatmulKernel:
     """The matrix product of a format on a tier. Compiles on first use."""
     from quant.cpu.compiled import matmul_function
 
-    row_tile = ROW_TILE if fmt.name in FLOAT_FORMATS else panel.panel(BLOCK_FORMATS[fmt.name], TARGETS[tier]).rows
+    target = TARGETS[tier]
+    row_tile = floats.tile_shape(target)[0] if fmt.name in FLOAT_FORMATS else panel.panel(BLOCK_FORMATS[fmt.name], target).rows
     return MatmulKernel(fmt, tier, matmul_function(fmt.name, tier).address, fmt.activation or "f32", row_tile)
 
 
