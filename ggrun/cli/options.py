@@ -157,7 +157,7 @@ class PromptOptions:
     ] = None
     chat_template: Annotated[
         str | None,
-        _prompt("--chat-template", metavar="TEXT", env="LLAMA_ARG_CHAT_TEMPLATE", help="a Jinja template instead of the model's"),
+        _prompt("--chat-template", metavar="TEXT", env="LLAMA_ARG_CHAT_TEMPLATE", help="a Jinja template, or the name of a built-in one"),
     ] = None
     chat_template_file: Annotated[
         str | None,

@@ -38,13 +38,11 @@ def stops_of(options: PromptOptions) -> tuple[str, ...]:
 
 
 def template_of(options: PromptOptions) -> str | None:
-    """The Jinja source that --chat-template or --chat-template-file gives; None: the model's own."""
+    """The Jinja source or name that --chat-template, or the source that --chat-template-file gives; None: the model's own."""
     if options.chat_template is not None and options.chat_template_file is not None:
         raise GgrunError("the chat template is given twice, by --chat-template and by --chat-template-file; give it once")
     if options.chat_template_file is not None:
         return text_of(options.chat_template_file)
-    if options.chat_template is not None and "{" not in options.chat_template:
-        raise GgrunError(f"--chat-template takes the Jinja text itself, and {options.chat_template!r} has no {{{{ ... }}}} in it")
     return options.chat_template
 
 

@@ -8,6 +8,8 @@ import typer
 from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, PromptOptions, SamplingOptions, flag
 from ggrun.errors import GgrunError
 
+CHAT_TEMPLATE = "tokenizer.chat_template"
+
 if TYPE_CHECKING:
     from ggrun.engine.generation import Generation
 
@@ -19,8 +21,15 @@ def run(
     prompt_options: PromptOptions,
     sampling_options: SamplingOptions,
     conversation: Annotated[
-        bool, flag("-cnv", "--conversation", panel="Prompt", help="put the prompt through the chat template (also when -sys is given)")
-    ] = False,
+        bool | None,
+        flag(
+            "--conversation/--no-conversation",
+            "-cnv/-no-cnv",
+            panel="Prompt",
+            shown="auto: where the file has one",
+            help="put the prompt through the chat template, or complete it as it stands",
+        ),
+    ] = None,
     on_overflow: Annotated[
         Literal["stop", "shift"],
         flag("--on-overflow", panel="Prompt", shown="stop", help="when the context is full: stop, or forget the oldest"),
@@ -46,7 +55,11 @@ def run(
     how = sampling(sampling_options, named.sampling)
     n_predict = -1 if prompt_options.n_predict is None else prompt_options.n_predict
     with opened(named, engine_options, screen, chat_template=template) as engine:
-        if conversation or prompt_options.system is not None or prompt_options.system_file is not None:
+        if conversation is None:
+            conversation = bool(system or template) or CHAT_TEMPLATE in engine.file.metadata
+        if conversation and not prompt.strip():
+            raise GgrunError("the prompt is empty: there is nothing to answer")
+        if conversation:
             messages = [{"role": role, "content": text} for role, text in (("system", system), ("user", prompt)) if text]
             ids, notes = engine.chat_ids(messages)
             for note in notes:

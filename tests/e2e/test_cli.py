@@ -18,10 +18,10 @@ QUESTION = "What does os.path.join do?"
 
 
 def test_run_prints_the_completion_and_nothing_else() -> None:
-    done = ggrun("run", "-p", QUESTION, "-cnv", "--temp", "0", "-n", "24")
+    done = ggrun("run", "-p", QUESTION, "--temp", "0", "-n", "24")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    report = json.loads(ggrun("run", "-p", QUESTION, "-cnv", "--temp", "0", "-n", "24", "--json").stdout)
+    report = json.loads(ggrun("run", "-p", QUESTION, "--temp", "0", "-n", "24", "--json").stdout)
     assert report["text"] == done.stdout
     assert report["model"] == "embedded"
     assert report["finish_reason"] in ("stop", "length")
@@ -31,14 +31,14 @@ def test_run_prints_the_completion_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("flags", [["-t", "1"], ["-t", "2", "-ub", "8"], ["-np", "2", "-b", "16"]])
 def test_same_seed_same_answer_however_it_is_computed(flags: list[str]) -> None:
-    common = ["run", "-p", QUESTION, "-cnv", "-s", "42", "--temp", "1.5", "--top-k", "0", "-n", "32", "--json", "--ignore-eos"]
+    common = ["run", "-p", QUESTION, "-s", "42", "--temp", "1.5", "--top-k", "0", "-n", "32", "--json", "--ignore-eos"]
     first, second = (json.loads(ggrun(*common, *more).stdout) for more in ([], flags))
     assert first["ids"] == second["ids"]
     assert first["seed"] == second["seed"] == 42
 
 
 def test_without_a_seed_answers_differ_and_can_be_repeated() -> None:
-    common = ["run", "-p", QUESTION, "-cnv", "--temp", "2", "--top-k", "0", "--min-p", "0", "-n", "40", "--json", "--ignore-eos"]
+    common = ["run", "-p", QUESTION, "--temp", "2", "--top-k", "0", "--min-p", "0", "-n", "40", "--json", "--ignore-eos"]
     first, second = (json.loads(ggrun(*common).stdout) for _ in range(2))
     assert first["seed"] != second["seed"]
     assert first["ids"] != second["ids"]
@@ -46,9 +46,9 @@ def test_without_a_seed_answers_differ_and_can_be_repeated() -> None:
 
 
 def test_stop_words_and_limits() -> None:
-    whole = json.loads(ggrun("run", "-p", QUESTION, "-cnv", "--temp", "0", "-n", "24", "--json").stdout)["text"]
+    whole = json.loads(ggrun("run", "-p", QUESTION, "--temp", "0", "-n", "24", "--json").stdout)["text"]
     word = whole.split()[3]
-    cut = json.loads(ggrun("run", "-p", QUESTION, "-cnv", "--temp", "0", "-n", "24", "--json", "-r", word).stdout)
+    cut = json.loads(ggrun("run", "-p", QUESTION, "--temp", "0", "-n", "24", "--json", "-r", word).stdout)
     assert cut["text"] == whole[: whole.index(word)]
     assert (cut["finish_reason"], cut["stop_word"]) == ("stop", word)
     assert ggrun("run", "-p", QUESTION, "-n", "0").stdout == ""
@@ -58,7 +58,7 @@ def test_a_piped_question_is_answered_on_stdout_alone() -> None:
     done = ggrun("chat", "--temp", "0", "-n", "24", piped=QUESTION + "\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    assert done.stdout == ggrun("run", "-cnv", "--temp", "0", "-n", "24", piped=QUESTION).stdout.rstrip("\n") + "\n"
+    assert done.stdout == ggrun("run", "--temp", "0", "-n", "24", piped=QUESTION).stdout.rstrip("\n") + "\n"
     assert "using the embedded model" in done.stderr
     assert "t/s" in done.stderr
     assert "Traceback" not in done.stderr
@@ -79,7 +79,7 @@ def test_ids_logits_and_the_first_token_agree(tmp_path: Path) -> None:
         assert len(scores[executor]) == len(ids)
     error = np.square(scores["cpu"] - scores["reference"]).sum() / np.square(scores["reference"]).sum()
     assert error < 1e-3
-    greedy = json.loads(ggrun("run", "-p", prompt, "--temp", "0", "-n", "1", "--json").stdout)
+    greedy = json.loads(ggrun("run", "-p", prompt, "-no-cnv", "--temp", "0", "-n", "1", "--json").stdout)
     assert greedy["ids"] == [int(scores["cpu"][-1].argmax())]
     np.save(tmp_path / "ids.npy", np.array(ids))
     assert ggrun("logits", "--tokens", tmp_path / "ids.npy", "--out", tmp_path / "again.npy", "-t", "1").returncode == 0
@@ -143,7 +143,7 @@ def test_trace_compares_every_buffer() -> None:
 def test_a_named_model_brings_its_settings(tmp_path: Path) -> None:
     model = EMBEDDED
     (tmp_path / "models.toml").write_text(f'[models.doc]\npath = "{model}"\nn_ctx = 96\nseed = 9\ntemperature = 0\n')
-    report = json.loads(ggrun("run", "doc", "-p", QUESTION, "-cnv", "-n", "4", "--json", folder=tmp_path).stdout)
+    report = json.loads(ggrun("run", "doc", "-p", QUESTION, "-n", "4", "--json", folder=tmp_path).stdout)
     assert (report["model"], report["seed"]) == (str(model), 9)
     assert json.loads(ggrun("plan", "-m", "doc", "--json", folder=tmp_path).stdout)["n_ctx"] == 96
 

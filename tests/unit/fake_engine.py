@@ -15,12 +15,14 @@ class FakeEngine:
 
     answers: Sequence[str] = ("fine thanks",)
     n_ctx = 100
+    has_template = False
     opened: dict[str, Any]
     submitted: list[dict[str, Any]]
 
     def __init__(self) -> None:
         self.notes: list[str] = ["a note of the engine"]
         self.tokenizer = SimpleNamespace(encode=lambda text, add_special=True, parse_special=False: list(range(len(text.split()))))
+        self.file = SimpleNamespace(metadata={"tokenizer.chat_template": "{{ messages }}"} if self.has_template else {})
         self.submitted = []
         self.given = 0
 

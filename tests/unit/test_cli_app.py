@@ -43,7 +43,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "--frobnicate"], "No such option: --frobnicate"),
+        (["run", "--frobnicate"], "No such option"),
         (["run", "-frob", "x"], "No such option: -frob"),  # never -f rob
         (["run", "-c4096"], "No such option: -c4096"),
         (["run", "-n", "many"], "'many' is not a valid"),

@@ -23,7 +23,7 @@ FLAGS = """
 """.split()
 ONLY = {
     "chat": "-st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",
-    "run": "--json -cnv --conversation",
+    "run": "--json -cnv --conversation -no-cnv --no-conversation",
     "plan": "--json",
     "logits": "--tokens --out --executor",
     "tokenize": "--ids --no-bos --parse-special",
@@ -41,7 +41,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
 
 def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as stopped:
-        main(["run", "-p", "hello there", *arguments])
+        main(["run", "-no-cnv", "-p", "hello there", *arguments])
     return stopped.value.code
 
 
@@ -166,7 +166,6 @@ def test_environment_and_who_wins(engine: type[FakeEngine], monkeypatch: pytest.
         (["--temp", "nan"], 1, "--temp must be a number"),
         (["-m", "a.gguf", "b.gguf"], 1, "two models are named"),
         (["-f", "x.txt"], 1, "given twice"),
-        (["--chat-template", "chatml"], 1, "takes the Jinja text itself"),
         (["-sysf", "no-such-file"], 1, "no-such-file cannot be read"),
     ],
 )

@@ -67,6 +67,16 @@ def test_the_template_is_used_when_asked_for(engine: type[FakeEngine], capsys: p
     assert engine.last.messages == [{"role": "user", "content": "hi"}]
 
 
+def test_the_template_is_used_where_the_file_has_one(engine: type[FakeEngine]) -> None:
+    assert run("-p", "hi") == 0
+    assert not hasattr(engine.last, "messages")
+    engine.has_template = True
+    assert run("-p", "hi") == 0
+    assert engine.last.messages == [{"role": "user", "content": "hi"}]
+    assert run("-p", "hi", "-no-cnv") == 0
+    assert not hasattr(engine.last, "messages")
+
+
 def test_a_full_context_is_said(engine: type[FakeEngine], capsys: pytest.CaptureFixture[str]) -> None:
     engine.n_ctx = 4
     engine.answers = ("a b c d e f",)
