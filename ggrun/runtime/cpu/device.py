@@ -18,7 +18,6 @@ from quant.format import Format
 
 RESERVE_BYTES = 160 << 20  # measured: interpreter, NumPy, Numba with its compiler, kernels, descriptors; without the vocabulary
 TILES = "query_tiles"
-_ALL_TIERS = ("avx512", "avx2", "plain")
 
 
 class CpuDevice:
@@ -32,7 +31,9 @@ class CpuDevice:
     @property
     def tiers(self) -> tuple[str, ...]:
         """The tiers that sizes must do for."""
-        return (self.tier,) if self.tier else _ALL_TIERS
+        from quant.simd import TARGETS
+
+        return (self.tier,) if self.tier else tuple(TARGETS)
 
     def lower(self, program: Program, units: Sequence[str], shape: Shape) -> Lowered:
         """Steps and work areas for the units; raises MissingKernels naming every (op, format) that cannot run."""

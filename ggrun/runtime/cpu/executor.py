@@ -104,7 +104,9 @@ class CpuExecutor:
         assert self._memory is not None, "read_buffer after close"
         buffer = self._program.buffers[name]
         raw = self._memory.view(self._segment.offsets[name], n_rows * buffer.row_bytes)
-        return raw.view(np.float32 if buffer.dtype == "f32" else np.int32).reshape(n_rows, buffer.width)
+        if buffer.dtype == "i32":
+            return raw.view(np.int32).reshape(n_rows, buffer.width)
+        return raw.view(np.float32).reshape(n_rows, buffer.width)
 
     def abort(self) -> None:
         self._team.abort()

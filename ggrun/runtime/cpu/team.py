@@ -91,7 +91,7 @@ def _work(control, thread, work):
                 _call(field(step, "kernel"), step, control, thread, chunk)
             if atomics.add(word(control, "done"), 1) == chunks - 1:
                 _go_on(control, thread, step + STEP_BYTES)
-            return
+        return  # also when the claim came too late: the word may be another by now, and say that the run is over
     futex.wait(
         word(control, "work"),
         _STEP_MASK,

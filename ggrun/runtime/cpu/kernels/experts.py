@@ -101,8 +101,8 @@ def group_experts(step, control, thread, chunk):
         for slot in range(used):
             at = counts + 4 * np.int64(load_i32(field(step, "x") + token * field(step, "x_stride") + 4 * slot))
             store_i32(at, np.int32(load_i32(at) + 1))
-    active = 0
-    start = 0
+    active = np.int64(0)
+    start = np.int64(0)
     for expert in range(experts):
         count = np.int64(load_i32(counts + 4 * expert))
         store_i32(counts + 4 * expert, np.int32(start))
