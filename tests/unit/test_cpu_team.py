@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numba import cfunc, types
 
+from ggrun.errors import GgrunError
 from ggrun.runtime.cpu import atomics
 from ggrun.runtime.cpu.layout import CONTROL, CONTROL_BYTES, LINE, STEP_BYTES, STEP_FIELDS, float_bits, pack
 from ggrun.runtime.cpu.team import Team
@@ -136,6 +137,20 @@ def test_close_ends_the_threads_and_so_does_forgetting() -> None:
     team = Team(3)
     del team
     gc.collect()
+    assert threading.active_count() == before
+
+
+def test_threads_that_cannot_start_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, start = threading.active_count(), threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "ggrun-cpu-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(GgrunError, match="-t"):
+        Team(5)
     assert threading.active_count() == before
 
 

@@ -19,6 +19,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from ggrun.errors import GgrunError
 from ggrun.runtime.cpu import atomics, futex
 from ggrun.runtime.cpu.layout import CONTROL, CONTROL_BYTES, LINE, STEP_BYTES
 from ggrun.runtime.cpu.words import I64, control_field, field, store_i64, word
@@ -151,10 +152,14 @@ class Team:
         self.control = self._words.ctypes.data
         self.set(spins=SPINS, yields=YIELDS, active=1)
         threads = [threading.Thread(target=serve, args=(self.control, i), name=f"ggrun-cpu-{i}", daemon=True) for i in range(1, n_threads)]
-        for thread in threads:
-            thread.start()
         # also runs before the interpreter ends: the workers must not outlive the control block
         self._stop = weakref.finalize(self, _stop, self._words, threads)
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as error:
+            self._stop()
+            raise GgrunError(f"the system refuses to start {n_threads} threads ({error}); ask for fewer with -t and -tb") from error
 
     def set(self, **fields: int) -> None:
         """Write control fields (see `layout`). Only between runs, but for `abort`."""
@@ -182,4 +187,5 @@ def _stop(words: NDArray[np.int64], threads: list[threading.Thread]) -> None:
     """`words` keeps the control block alive until the last worker has left it."""
     dismiss(words.ctypes.data)
     for thread in threads:
-        thread.join()
+        if thread.ident is not None:  # it was started
+            thread.join()
