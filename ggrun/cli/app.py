@@ -53,6 +53,16 @@ class Group(TyperGroup):
         super().format_help(ctx, formatter)
 
 
+class TextCommand(Command):
+    """A command whose last argument is a text, also when it begins like a flag."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        flags = {"-", "--", *(name for parameter in self.get_params(ctx) for name in (*parameter.opts, *parameter.secondary_opts))}
+        if args and args[-1].startswith("-") and args[-1] not in flags:
+            args = args if "--" in args else [*args[:-1], "--", args[-1]]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="ggrun",
     cls=Group,
@@ -61,7 +71,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 for function in COMMANDS:
-    app.command(function.__name__, cls=Command)(command(function))
+    app.command(function.__name__, cls=TextCommand if function is tokenize else Command)(command(function))
 
 
 def _version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ggrun.cli.options import EngineOptions, ModelArgument, PromptOptions, SamplingOptions, Switch, flag
+from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, PromptOptions, SamplingOptions, Switch, flag
 
 
 def chat(
@@ -31,6 +31,7 @@ def chat(
     show_timings: Annotated[
         bool, flag("--show-timings/--no-show-timings", panel="Screen", shown="on", help="a line after each answer")
     ] = True,
+    json_output: JsonFlag = False,
 ) -> None:
     """Talk with a model. Without a model's name: with the small one that comes along."""
     from ggrun.cli.choosing import sampling
@@ -57,7 +58,7 @@ def chat(
     with opened(named, engine_options, screen, chat_template=template) as engine:
         n_predict = -1 if prompt_options.n_predict is None else prompt_options.n_predict
         conversation = Conversation(engine, how, system, n_predict, stops, prompt_options.keep)
-        session = Session(conversation, screen, writer, named.label, show_timings=show_timings)
+        session = Session(conversation, screen, writer, named.label, show_timings=show_timings, json_output=json_output)
         session.set_overflow(on_overflow or ("ask" if interactive else "stop"))
         if interactive:
             session.ask = _ask

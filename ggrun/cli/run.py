@@ -1,7 +1,6 @@
 """`ggrun run`: one completion to stdout and nothing else there."""
 
-import json
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,9 +8,6 @@ from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, PromptOpti
 from ggrun.errors import GgrunError
 
 CHAT_TEMPLATE = "tokenizer.chat_template"
-
-if TYPE_CHECKING:
-    from ggrun.engine.generation import Generation
 
 
 def run(
@@ -41,6 +37,7 @@ def run(
     from ggrun.cli.interrupt import interruptible
     from ggrun.cli.opening import chosen, opened
     from ggrun.cli.prompt import at_terminal, piped, prompt_of, stops_of, system_of, template_of
+    from ggrun.cli.report import report
     from ggrun.cli.screen import Screen, Writer
 
     screen, writer = Screen(), Writer()
@@ -72,7 +69,7 @@ def run(
                 if not json_output:
                     writer.write(event.text)
         if json_output:
-            print(json.dumps(_report(generation, named.label), ensure_ascii=False))
+            print(report(generation, named.label))
         elif writer.terminal:
             writer.end_line()
         if generation.finish_reason == "context_full":
@@ -81,18 +78,3 @@ def run(
             screen.note(f"the context was full: {generation.n_shifted} tokens of it were forgotten on the way")
         if interrupted():
             raise typer.Exit(130)
-
-
-def _report(generation: "Generation", model: str) -> dict[str, object]:
-    """What --json prints: text, ids, why it ended, timings under llama.cpp's names, and what is needed to repeat it."""
-    return {
-        "model": model,
-        "seed": generation.seed,
-        "text": generation.text,
-        "ids": generation.ids,
-        "n_prompt": len(generation.prompt_ids),
-        "n_shifted": generation.n_shifted,
-        "finish_reason": generation.finish_reason,
-        "stop_word": generation.stop_word,
-        "timings": generation.timings.as_dict(),
-    }

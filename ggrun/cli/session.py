@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ggrun.cli.conversation import Conversation
 from ggrun.cli.interrupt import interruptible
 from ggrun.cli.reader import Reader
+from ggrun.cli.report import report
 from ggrun.cli.screen import Screen, Writer
 from ggrun.errors import GgrunError
 
@@ -43,6 +44,7 @@ class Session:
     on_overflow: Overflow = "stop"
     ask: Callable[[str], str] = lambda question: ""
     show_timings: bool = True
+    json_output: bool = False  # each answer as one JSON object, once it is whole
     running: bool = True
     interrupted: bool = False  # whether the last answer was stopped with Ctrl-C
     attached: str = ""  # text of /read, put before the next message
@@ -119,8 +121,11 @@ class Session:
     def _stream(self, generation: Generation) -> None:
         with interruptible(generation.cancel) as interrupted:
             for event in generation:
-                self.writer.write(event.text)
+                if not self.json_output:
+                    self.writer.write(event.text)
         self.interrupted = interrupted()
+        if self.json_output:
+            self.writer.write(report(generation, self.model))
         self.writer.end_line()
         self.conversation.answered(generation.text)
         self._count(generation)

@@ -290,6 +290,11 @@ class TestCommandLine:
         assert "t/s" in err
         assert self.kind.last.messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "two\nlines /exit"}]
 
+    def test_json(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run(monkeypatch, "hello", "--json", "-s", "7") == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert (answer["text"], answer["seed"], answer["finish_reason"], answer["model"]) == ("fine thanks", 7, "stop", "embedded")
+
     def test_a_prompt_leaves_the_pipe_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.run(monkeypatch, "ignored", "-p", "hello") == 0
         assert self.kind.last.messages == [{"role": "user", "content": "hello"}]

@@ -22,7 +22,7 @@ FLAGS = """
     --chat-template --chat-template-file --on-overflow
 """.split()
 ONLY = {
-    "chat": "-st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",
+    "chat": "--json -st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",
     "run": "--json -cnv --conversation -no-cnv --no-conversation",
     "plan": "--json",
     "logits": "--tokens --out --executor",

@@ -115,6 +115,16 @@ def test_tokenize_ids(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == [128009]
 
 
+@pytest.mark.parametrize("text", ["-5", "--no", "-- two", "--ids=", ""])
+def test_tokenize_takes_any_text(text: str, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(shared / "vocab" / "ggml-vocab-llama-bpe.gguf")
+    assert run("tokenize", model, "--ids", "--no-bos", text) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert run("tokenize", model, "--ids", "--no-bos", "--", text) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert bool(found) == bool(text)
+
+
 def test_tokenize_pieces_and_pipe(shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(shared / "vocab" / "ggml-vocab-llama-bpe.gguf")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello world\n")))
