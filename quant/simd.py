@@ -294,9 +294,15 @@ class Emitter:
             if signed:
                 w, x = self.magnitude(w), self._with_sign(x, w)
             return self.call(name, vec(I16, n // 2), [w, x])
-        wide = vec(I16, n)
-        products = self.b.mul((self.b.sext if signed else self.b.zext)(w, wide), self.b.sext(x, wide))
-        return self.b.add(self.shuffle(products, range(0, n, 2)), self.shuffle(products, range(1, n, 2)))
+        (w_low, w_high), (x_low, x_high) = self._halves(w, I16, signed), self._halves(x, I16, True)
+        return self.b.add(self.b.mul(w_low, x_low), self.b.mul(w_high, x_high))
+
+    def _halves(self, a: Value, element: ir.IntType, signed: bool) -> tuple[Value, Value]:
+        """Even and odd lanes of a, each widened to `element`, twice as wide: shifts within lanes, which every processor has."""
+        pairs = self.cast(a, vec(element, a.type.count // 2))
+        half = self.const(element.width // 2, pairs.type)
+        shift = self.b.ashr if signed else self.b.lshr
+        return shift(self.b.shl(pairs, half), half), shift(pairs, half)
 
     _PAIR_DOTS: ClassVar = {
         16: "llvm.x86.ssse3.pmadd.ub.sw.128",
@@ -322,9 +328,8 @@ class Emitter:
         name = self._MADDS.get(n)
         if self.target.avx2 and name:
             return self.call(name, vec(I32, n // 2), [a, b])
-        wide = vec(I32, n)
-        products = self.b.mul(self.b.sext(a, wide), self.b.sext(b, wide))
-        return self.b.add(self.shuffle(products, range(0, n, 2)), self.shuffle(products, range(1, n, 2)))
+        (a_low, a_high), (b_low, b_high) = (self._halves(v, I32, True) for v in (a, b))
+        return self.b.add(self.b.mul(a_low, b_low), self.b.mul(a_high, b_high))
 
     _MADDS: ClassVar = {8: "llvm.x86.sse2.pmadd.wd", 16: "llvm.x86.avx2.pmadd.wd", 32: "llvm.x86.avx512.pmaddw.d.512"}
 

@@ -32,6 +32,7 @@ class Panel:
     """Byte offsets of a panel's fields and of what follows it in scratch: row addresses, then results."""
 
     fields: Mapping[str, int]
+    vectors: int
     rows: int
     n_bytes: int
 
@@ -41,7 +42,9 @@ class Panel:
 
 def panel(fmt: BlockFormat, target: Target) -> Panel:
     """The panel of a format on a target."""
-    line = 4 * target.lanes * target.panel_vectors
+    # Without VNNI, signed products need registers of their own.
+    vectors = 1 if fmt.signed and not target.vnni else target.panel_vectors
+    line = 4 * target.lanes * vectors
     if fmt.scales:
         counts = {"quants": STEPS, "scales": fmt.n_sub, "pairs": fmt.n_sub // 2, "d": 1, "m": 1}
     else:
@@ -50,8 +53,8 @@ def panel(fmt: BlockFormat, target: Target) -> Panel:
     for name, count in counts.items():
         fields[name] = at
         at += count * line
-    rows = target.lanes * target.panel_vectors
-    return Panel(MappingProxyType({**fields, "addresses": at, "results": at + 8 * rows}), rows, at + 8 * rows)
+    rows = target.lanes * vectors
+    return Panel(MappingProxyType({**fields, "addresses": at, "results": at + 8 * rows}), vectors, rows, at + 8 * rows)
 
 
 def scratch_bytes(fmt: BlockFormat, target: Target, n_tokens: int) -> int:
@@ -83,7 +86,7 @@ def emit(e: Emitter, fmt: BlockFormat, p: Product) -> None:
         def group(g: Value) -> None:
             present = e.minimum(b.sub(n_blocks, b.mul(g, e.const(group_blocks))), e.const(group_blocks))
             skip = b.mul(g, e.const(group_blocks * fmt.n_bytes))
-            e.count(target.panel_vectors, lambda m: _unpack(e, fmt, shape, p.scratch, m, skip, present))
+            e.count(shape.vectors, lambda m: _unpack(e, fmt, shape, p.scratch, m, skip, present))
             tiles = e.at(p.x, b.mul(g, n_tiles), acts.n_bytes)
 
             def tile(i: Value) -> None:
@@ -108,7 +111,7 @@ def _write(e: Emitter, shape: Panel, results: Value, first: Value, p: Product) -
         target = e.at(e.at(p.out, t, p.stride), first, 4)
         with b.if_else(whole) as (full, partial):
             with full:
-                for m in range(e.target.panel_vectors):
+                for m in range(shape.vectors):
                     e.store(e.load(source, line, 4 * e.target.lanes * m), target, 4 * e.target.lanes * m)
             with partial:
                 e.count(n_rows, lambda i: e.store(e.load(e.at(source, i, 4), F32), e.at(target, i, 4)))
@@ -118,7 +121,7 @@ def _write(e: Emitter, shape: Panel, results: Value, first: Value, p: Product) -
 
 def _unpack(e: Emitter, fmt: BlockFormat, shape: Panel, scratch: Value, m: Value, skip: Value, present: Value) -> None:
     """Fills vector m of the panel from `present` blocks that lie `skip` bytes into each of its rows."""
-    lanes, line = e.target.lanes, 4 * e.target.lanes * e.target.panel_vectors
+    lanes, line = e.target.lanes, 4 * e.target.lanes * shape.vectors
     pointers = e.offset(e.at(scratch, m, 8 * lanes), shape["addresses"])
     rows = [e.offset(e.load(pointers, I64, 8 * i), skip) for i in range(lanes)]
     dst = e.at(scratch, m, 4 * lanes)
@@ -158,7 +161,7 @@ def _unpack(e: Emitter, fmt: BlockFormat, shape: Panel, scratch: Value, m: Value
 
 def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, dst: Value, rows: Sequence[Value]) -> None:
     """Integer scales and pairs of a super-block, transposed to a lane a row."""
-    b, line = e.b, 4 * e.target.lanes * e.target.panel_vectors
+    b, line = e.b, 4 * e.target.lanes * shape.vectors
     assert fmt.scales is not None
     wide = vec(I16, fmt.n_sub)
     read = [(b.sext(scales, wide), None if m is None else b.sext(m, wide)) for scales, m in (fmt.scales(e, row) for row in rows)]
@@ -184,9 +187,9 @@ def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, dst: Value, rows:
 class _Tile:
     """The M x T register tile: values per token and panel vector, token-major."""
 
-    def __init__(self, e: Emitter, fmt: BlockFormat) -> None:
+    def __init__(self, e: Emitter, fmt: BlockFormat, shape: Panel) -> None:
         self.e, self.fmt = e, fmt
-        self.tokens, self.vectors = e.target.tile_tokens, e.target.panel_vectors
+        self.tokens, self.vectors = e.target.tile_tokens, shape.vectors
         self.bytes, self.pairs = vec(I8, 4 * e.target.lanes), vec(I16, 2 * e.target.lanes)
         self.ints, self.floats = vec(I32, e.target.lanes), vec(F32, e.target.lanes)
         self.size = self.tokens * self.vectors
@@ -241,7 +244,7 @@ class _Tile:
 
 def _multiply_super_block(e: Emitter, fmt: BlockFormat, shape: Panel, acts: Layout, w: Value, x: Value, results: Value, _: Value) -> None:
     """result = fma(isum, d * da, result); then result = fma(msum, -dmin * da, result) where there are minima."""
-    b, tile = e.b, _Tile(e, fmt)
+    b, tile = e.b, _Tile(e, fmt, shape)
     steps = STEPS // fmt.n_sub
     row = tile.vectors * tile.line  # bytes of one line of the panel
 
@@ -278,7 +281,7 @@ def _multiply_super_block(e: Emitter, fmt: BlockFormat, shape: Panel, acts: Layo
 
 def _multiply_blocks(e: Emitter, fmt: BlockFormat, shape: Panel, acts: Layout, w: Value, x: Value, results: Value, present: Value) -> None:
     """Per block part = fma(isum * d, da, part), part = fma(m, da * sum, part); then result = result + part."""
-    b, tile = e.b, _Tile(e, fmt)
+    b, tile = e.b, _Tile(e, fmt, shape)
     row = tile.vectors * tile.line
 
     def block(j: Value, parts: list[Value]) -> list[Value]:

@@ -12,6 +12,7 @@ import pytest
 from quant import cpu
 from quant.cpu.blocks import BLOCK_FORMATS
 from quant.reference import dequantize
+from quant.simd import TARGETS
 from tests.unit import kernels
 from tests.unit.kernels import NAMES, activation_of, activations, expected, fmt, multiply, product, random_rows, random_weights, read_back
 
@@ -59,6 +60,16 @@ def test_product_is_close_to_the_unquantized(name: str, tier: str) -> None:
     got = product(name, tier, w, x)
     nmse = np.sum((got - exact) ** 2, axis=1) / np.sum(exact**2, axis=1)
     assert nmse.max() < (1e-12 if activation_of(name) == "f32" else 2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(BLOCK_FORMATS))
+def test_fused_tiers_agree_to_the_bit(name: str) -> None:
+    k = 2048
+    w, x = random_weights(name, 40, k), random_rows(6, k)
+    for n in (1, 6):
+        products = {tier: product(name, tier, w, x[:n]).tobytes() for tier in TIERS if TARGETS[tier].fma}
+        assert len(set(products.values())) <= 1, f"{n} tokens: {list(products)} differ"
 
 
 @every_tier
