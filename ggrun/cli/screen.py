@@ -87,7 +87,7 @@ class Writer:
     def write(self, text: str) -> None:
         if text:
             if self.terminal:
-                text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+                text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r", ""))
             sys.stdout.write(text)
             sys.stdout.flush()
             self._last = text[-1]

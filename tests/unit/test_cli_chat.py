@@ -262,7 +262,7 @@ def test_plain_reader(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_writer_shows_control_characters_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     writer = Writer()
-    writer.write("a\x1b[31mb\tc\n")
+    writer.write("a\x1b[31mb\tc\r\n")
     writer.end_line()
     assert capsys.readouterr().out == "a\\x1b[31mb\tc\n"
 
