@@ -15,15 +15,15 @@ from typing import Final
 from ggrun.text.unicode_ranges import UNICODE_15_1
 
 WHITESPACE: Final = "\x0b"
-OTHER, NUMBER, LETTER, PUNCTUATION, MARK, SYMBOL, HAN = "\xd0\xd1\xd2\xd3\xd4\xd5\xd6"
+OTHER, NUMBER, LETTER, PUNCTUATION, MARK, SYMBOL, HAN, HAN_SIGN = "\xd0\xd1\xd2\xd3\xd4\xd5\xd6\xd7"
 
-# Members of each category in collapsed text, for use inside [...]. "~" is a symbol to Unicode but to no reference tokenizer.
+# Members of each category in collapsed text, for use inside [...].
 CLASSES: Final = {
     r"\p{N}": "0-9" + NUMBER,
     r"\p{L}": "A-Za-z" + LETTER,
     r"\p{P}": r"!-#%-*,-/:;?@\[-\]_{}" + PUNCTUATION,
     r"\p{M}": MARK,
-    r"\p{S}": r"$+<=>\^`|" + SYMBOL,
+    r"\p{S}": r"$+<=>\^`|~" + SYMBOL,
 }
 
 _MARKS: Final = {"N": NUMBER, "L": LETTER, "P": PUNCTUATION, "M": MARK, "S": SYMBOL}
@@ -57,7 +57,10 @@ class _Table(dict[int, str]):
 
 class _HanTable(_Table):
     def mark(self, character: str) -> str:
-        return HAN if any(first <= ord(character) <= last for first, last in _HAN_RANGES) else super().mark(character)
+        mark = super().mark(character)
+        if not any(first <= ord(character) <= last for first, last in _HAN_RANGES):
+            return mark
+        return HAN if mark == LETTER else HAN_SIGN
 
 
 class _SpacesTable(_Table):
@@ -74,7 +77,7 @@ def collapse(text: str) -> str:
 
 
 def collapse_han(text: str) -> str:
-    """As `collapse`, with Chinese characters (by block, assigned or not) told apart from other letters."""
+    """As `collapse`, with Chinese letters, and whatever else lies in their blocks, told apart."""
     return text if text.isascii() else text.translate(_COLLAPSED_HAN)
 
 
