@@ -34,18 +34,13 @@ print(seen, note)
 def test_compiled_once_and_announced(tmp_path: Path) -> None:
     first = python(LOAD, tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "('compile', 0, 5)" in first.stdout
-    assert "('compile', 5, 5)" in first.stdout
+    assert "('compile', 0, 6)" in first.stdout
+    assert "('compile', 6, 6)" in first.stdout
     again = python(LOAD, tmp_path)
     assert again.stdout.strip() == "[]"
     (folder,) = (tmp_path / "kernels").iterdir()
-    assert sorted(name.partition(".")[0] for name in (folder / "compiled.txt").read_text().split()) == [
-        "add",
-        "embed",
-        "embed",
-        "rms_norm",
-        "team",
-    ]
+    names = sorted(name.partition(".")[0] for name in (folder / "compiled.txt").read_text().split())
+    assert names == ["add", "checks", "embed", "embed", "rms_norm", "team"]
 
 
 def test_another_processor_has_another_folder_and_old_ones_go(tmp_path: Path) -> None:
@@ -79,6 +74,11 @@ def test_first_runs_at_the_same_time(tmp_path: Path) -> None:
         assert process.returncode == 0, err
     both = python(LOAD.replace('"add"', '"add", "take_rows", "embed.Q4_0"'), tmp_path)
     assert both.stdout.strip() == "[]"
+
+
+def test_a_tier_this_processor_lacks_is_an_error_in_words(tmp_path: Path) -> None:
+    done = python(LOAD, tmp_path, GGRUN_CPU_TIER="mmx")
+    assert "GgrunError: GGRUN_CPU_TIER=mmx" in done.stderr
 
 
 def test_planning_does_not_import_numba(tmp_path: Path) -> None:

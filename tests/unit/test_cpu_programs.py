@@ -82,23 +82,27 @@ def test_no_wanted_rows() -> None:
 
 def test_batches_that_would_leave_the_arenas_are_refused() -> None:
     program, tensors = Model().build()
-    seqs = Sequences(1, 64)
-    good = seqs.batch([(0, 0, range(20))])
-    wrong = [
-        replace(good, ids=good.ids + 64),
-        replace(good, ids=good.ids - 1),
-        replace(good, positions=good.positions + 64),
-        replace(good, positions=good.positions[::-1]),
-        replace(good, seqs=good.seqs + 1),
-        replace(good, tables=good.tables + 1000),
-        replace(good, out_rows=good.out_rows + 20),
-        seqs.batch([(0, 0, [1] * 65)]),
-    ]
-    with executor(program, tensors) as cpu:
+    seqs = Sequences(2, 64)
+    good = seqs.batch([(0, 0, range(20)), (1, 7, range(20))], rows=range(4))
+    wrong = {
+        "vocabulary": [replace(good, ids=good.ids + 64), replace(good, ids=good.ids - 1)],
+        "no block table": [replace(good, seqs=good.seqs + 1), replace(good, seqs=good.seqs - 1)],
+        "outside its sequence's block table": [replace(good, positions=good.positions + 38), replace(good, positions=good.positions - 1)],
+        "must rise": [replace(good, positions=good.positions[::-1]), replace(good, positions=np.zeros_like(good.positions))],
+        "outside the KV arena": [replace(good, tables=good.tables + 1000), replace(good, tables=good.tables - 2)],
+        "must follow one another": [seqs.batch([(0, 0, [1]), (1, 0, [1]), (0, 1, [1])], rows=range(2))],
+        "logit row": [replace(good, out_rows=good.out_rows + 40), replace(good, out_rows=good.out_rows - 1)],
+        "65 tokens": [seqs.batch([(0, 0, range(33)), (1, 0, range(32))], rows=[0])],
+        "5 logit rows": [replace(good, out_rows=np.arange(5, dtype=np.int32))],
+        "for each token": [replace(good, seqs=good.seqs[1:])],
+    }
+    with executor(program, tensors, n_seqs=2, n_ctx=128, n_logits=4) as cpu:
         cpu.run(good)
-        for batch in wrong:
-            with pytest.raises(AssertionError):
-                cpu.run(batch)
+        for sentence, batches in wrong.items():
+            for batch in batches:
+                with pytest.raises(AssertionError, match=sentence):
+                    cpu.run(batch)
+        cpu.run(good)
 
 
 def test_missing_kernels_are_named_all_at_once() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ggrun.errors import GgrunError
 from ggrun.runtime.cpu import cache
 from ggrun.runtime.executor import Progress
 
@@ -76,8 +77,9 @@ def _own(name: str) -> int:
 _compiled: list[object] = []  # keeps the machine code
 
 
-def _team() -> ModuleType:
-    return importlib.import_module("ggrun.runtime.cpu.team")
+def _module(name: str) -> ModuleType:
+    """What is compiled when imported."""
+    return importlib.import_module(f"ggrun.runtime.cpu.{name}")
 
 
 def load(steps: Iterable[str], tier: str | None, progress: Progress | None = None) -> tuple[Mapping[str, Kernel], str]:
@@ -88,9 +90,12 @@ def load(steps: Iterable[str], tier: str | None, progress: Progress | None = Non
     store = cache.use()
     from quant.simd import tiers
 
-    tier = tier or tiers()[0]
+    try:
+        tier = tier or tiers()[0]
+    except ValueError as error:
+        raise GgrunError(f"{error}") from error
     names = sorted(set(steps))
-    jobs: dict[str, Callable[[], object]] = {"team": _team}
+    jobs: dict[str, Callable[[], object]] = {name: functools.partial(_module, name) for name in ("team", "checks")}
     for name in names:
         kernel, _, fmt = name.partition(".")
         jobs[kernel] = functools.partial(_own, kernel)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.plan.device import KV_BLOCK_TOKENS, Segment, Shape
+from ggrun.plan.device import Segment, Shape
 from ggrun.program.program import Program
 from ggrun.runtime.cpu import compile
 from ggrun.runtime.cpu.bind import Binder, Tensor
@@ -16,8 +15,6 @@ from ggrun.runtime.cpu.cores import n_cores
 from ggrun.runtime.cpu.device import CpuDevice
 from ggrun.runtime.cpu.memory import Memory
 from ggrun.runtime.executor import Batch, Cancelled, Progress
-
-_ID = NDArray[np.int32]
 
 
 class CpuExecutor:
@@ -44,6 +41,7 @@ class CpuExecutor:
         self._tensors = tensors
         kernels, note = compile.load((step.kernel for step in segment.lowered.steps), device.tier, progress)
         self.notes: list[str] = [note] if note else []
+        from ggrun.runtime.cpu.checks import RULES, broken_rule
         from ggrun.runtime.cpu.team import Team
 
         cores = n_cores()
@@ -58,6 +56,7 @@ class CpuExecutor:
         binder = Binder(program, segment, shape, tensors, kernels, base, base + self._kv_at)
         self._steps = np.frombuffer(binder.descriptors(), np.uint8).copy()
         self._constants = binder.constants
+        self._check, self._rules = broken_rule, RULES
         self._team = Team(team_size)
         self._team.set(
             steps=self._steps.ctypes.data,
@@ -77,13 +76,14 @@ class CpuExecutor:
         An abort while nothing runs cancels the next run at once: the caller looks what it was meant for and runs again.
         """
         assert self._memory is not None, "run after close"
-        arrays = [_int32(a) for a in (batch.ids, batch.positions, batch.seqs, batch.tables, batch.out_rows)]
-        self._check(*arrays)
-        ids, positions, seqs, tables, out_rows = arrays
-        active = self._n_threads if len(ids) == 1 else self._n_threads_batch
+        ids, positions, seqs, tables, out_rows = (_int32(a) for a in (batch.ids, batch.positions, batch.seqs, batch.tables, batch.out_rows))
+        n, shape = len(ids), self._shape
+        assert 0 < n <= shape.n_ubatch, f"{n} tokens in a batch laid out for {shape.n_ubatch}"
+        assert len(out_rows) <= shape.n_logits, f"{len(out_rows)} logit rows in a batch laid out for {shape.n_logits}"
+        assert positions.shape == seqs.shape == (n,), "an id, a position and a sequence for each token"
+        active = self._n_threads if n == 1 else self._n_threads_batch
         self._team.set(
-            active=active,
-            n_tokens=len(ids),
+            n_tokens=n,
             n_logits=len(out_rows),
             ids=ids.ctypes.data,
             positions=positions.ctypes.data,
@@ -92,6 +92,8 @@ class CpuExecutor:
             tables_stride=tables.strides[0],
             out_rows=out_rows.ctypes.data,
         )
+        broken = self._check(self._team.control, self._program.n_vocab, *tables.shape, shape.n_kv_blocks)
+        assert not broken, self._rules[broken]
         if not self._team.run(active):
             raise Cancelled
         return self.read_buffer(self._output.name, len(out_rows)).view(np.float32)
@@ -124,27 +126,6 @@ class CpuExecutor:
         self._team.close()
         self._memory = None
 
-    def _check(self, ids: _ID, positions: _ID, seqs: _ID, tables: _ID, out_rows: _ID) -> None:
-        """Kernels trust every number of a batch: a wrong one would read or write outside the arenas."""
-        n, shape = len(ids), self._shape
-        assert 0 < n <= shape.n_ubatch, f"{n} tokens in a batch laid out for {shape.n_ubatch}"
-        assert len(out_rows) <= shape.n_logits, f"{len(out_rows)} logit rows in a batch laid out for {shape.n_logits}"
-        assert positions.shape == seqs.shape == (n,)
-        assert tables.ndim == 2
-        assert _within(ids, self._program.n_vocab), "a token id is outside the vocabulary"
-        assert _within(out_rows, n), "a logit row is outside the batch"
-        assert _within(seqs, len(tables)), "a sequence has no block table"
-        assert _within(positions, tables.shape[1] * KV_BLOCK_TOKENS), "a position is beyond its sequence's block table"
-        assert _within(tables, shape.n_kv_blocks), "a block id is outside the KV arena"
-        together = seqs[1:] == seqs[:-1]
-        assert (positions[1:][together] > positions[:-1][together]).all(), "positions of a sequence must rise"
-        runs = [seq for seq, following in pairwise([*seqs.tolist(), -1]) if seq != following]
-        assert len(runs) == len(set(runs)), "a sequence's tokens must be consecutive"
 
-
-def _int32(array: NDArray[np.int32]) -> _ID:
+def _int32(array: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.ascontiguousarray(array, np.int32)
-
-
-def _within(array: _ID, limit: int) -> bool:
-    return array.size == 0 or (int(array.min()) >= 0 and int(array.max()) < limit)
