@@ -105,6 +105,21 @@ def test_batches_that_would_leave_the_arenas_are_refused() -> None:
         cpu.run(good)
 
 
+def test_a_router_of_nonsense_still_uses_an_expert_once() -> None:
+    """NaN logits (a damaged file) must not put two slots of a token on one expert: the room for a group counts on it."""
+    model = Model(n_expert=5, n_used=3, n_layer=1)
+    program, tensors = model.build()
+    tensors["0.route.weight"].raw.view(np.float32).reshape(5, -1)[[0, 1, 3, 4]] = np.nan
+    (route,) = (op for op in program.ops if op.kind == "route")
+    with executor(program, tensors, reuse=False) as cpu:
+        cpu.run(Sequences(1, 64).batch([(0, 0, range(64))]))
+        chosen = np.sort(cpu.read_buffer(route.outputs[0], 64), -1)
+    assert (chosen[:, 1:] > chosen[:, :-1]).all()
+    assert chosen.min() >= 0
+    assert chosen.max() < 5
+    assert (chosen == 2).any(-1).all()
+
+
 def test_missing_kernels_are_named_all_at_once() -> None:
     program, tensors = Model().build()
     weights = {n: replace(w, format=format_by_name("F16")) if n.endswith("norm") else w for n, w in program.weights.items()}

@@ -77,6 +77,14 @@ def test_every_chunk_is_done_once(team: Team) -> None:
     assert memory.nbytes == len(chunks) * STEP_BYTES
 
 
+def test_more_chunks_than_can_be_counted(team: Team) -> None:
+    seen, threads = np.zeros((1 << 22) + 3, np.int64), np.zeros(8, np.int64)
+    memory = program(team, {"kernel": count.address, "n": len(seen), "y": seen.ctypes.data, "z": threads.ctypes.data})
+    assert team.run(team.n_threads)
+    assert (seen == 1).all()
+    assert memory.size
+
+
 def test_a_step_sees_all_of_the_one_before(team: Team) -> None:
     chunks = [7, 1, 30, 2, 1, 1, 64, 3] * 200
     a, b = np.zeros(64, np.int64), np.zeros(64, np.int64)

@@ -33,6 +33,7 @@ _NEXT_SHIFT = _SERIAL_BITS + _CHUNK_BITS
 _SERIAL_MASK = (1 << _SERIAL_BITS) - 1
 _CHUNK_MASK = (1 << _CHUNK_BITS) - 1
 _STEP_MASK = (1 << _NEXT_SHIFT) - 1  # what stays the same while a step runs
+_MOST_CHUNKS = 1 << 20
 _EVERY_BIT = -1
 
 
@@ -56,6 +57,15 @@ def _publish(control, chunks):
 
 
 @njit
+def _do_alone(control, thread, step, chunks):
+    """A step that is not worth sharing, or has more chunks than can be counted."""
+    for chunk in range(chunks):
+        if atomics.load_relaxed(word(control, "abort")) != 0:
+            return
+        _call(field(step, "kernel"), step, control, thread, chunk)
+
+
+@njit
 def _go_on(control, thread, step):
     """Do steps from `step` on until one has chunks to share, and share it, or finish the run."""
     end = control_field(control, "steps_end")
@@ -64,8 +74,8 @@ def _go_on(control, thread, step):
             store_i64(word(control, "stopped"), 1)
             break
         chunks = _call(field(step, "kernel"), step, control, thread, -1)
-        if chunks == 1:
-            _call(field(step, "kernel"), step, control, thread, 0)
+        if chunks == 1 or chunks > _MOST_CHUNKS:
+            _do_alone(control, thread, step, chunks)
         elif chunks > 1:
             store_i64(word(control, "step"), step)
             atomics.exchange(word(control, "done"), 0)

@@ -37,6 +37,17 @@ def _entries(lists, experts):
     return lists + 4 * (2 + 2 * experts)
 
 
+_CHOSEN = np.float32(-2.0)  # in place of the probability of an expert that has its slot
+
+
+@njit
+def _unchosen(p):
+    i = 0
+    while load_f32(p + 4 * i) == _CHOSEN:
+        i += 1
+    return i
+
+
 def route(step, control, thread, chunk):
     """y[t]: ids (int32) of the `used` highest of softmax(x[t]), ties to the lower id; v[t]: their weights.
 
@@ -68,11 +79,11 @@ def route(step, control, thread, chunk):
                 if value > best_p:
                     best = i
                     best_p = value
-            if best < 0:  # NaN logits: any expert will do, but it must be one
-                best = slot
+            if best < 0:  # only NaN is left: any expert will do, but one that the token does not use yet
+                best = _unchosen(p)
                 best_p = np.float32(np.nan)
             store_i32(ids + 4 * slot, np.int32(best))
-            store_f32(p + 4 * best, np.float32(-2.0))
+            store_f32(p + 4 * best, _CHOSEN)
             store_f32(weights + 4 * slot, best_p / total)
             chosen += best_p / total
         factor = np.float32(real(step, "f0"))
