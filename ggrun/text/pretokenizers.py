@@ -160,7 +160,10 @@ _AFMOE_SCRIPTS = (
     r"[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff"
     r"\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
 )
-_KIMI = rf"[{HAN}{HAN_SIGN}]+|[^\r\n\p{{L}}\p{{N}}{HAN}]?[\p{{L}}]+(?:{_ENDING})?|[\p{{N}}]{{1,3}}| ?[^\s\p{{L}}\p{{N}}{HAN}]+[\r\n]*|{_SPACES}"
+_KIMI = (
+    rf"[{HAN}{HAN_SIGN}]+|[^\r\n\p{{L}}\p{{N}}{HAN}]?[\p{{L}}]+(?:{_ENDING})?|[\p{{N}}]{{1,3}}|"
+    rf" ?[^\s\p{{L}}\p{{N}}{HAN}]+[\r\n]*|{_SPACES}"
+)
 
 _GPT2_RULE = PreTokenizer((_GPT2,))
 _DIGITS_APART = PreTokenizer((r"[\p{N}]", _GPT2))

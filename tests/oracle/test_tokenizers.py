@@ -10,6 +10,7 @@ import pytest
 
 from ggrun.gguf import open_gguf
 from ggrun.text import Tokenizer, load_tokenizer
+from ggrun.text.pretokenizers import PRETOKENIZERS
 from tests.conftest import REPO, SHARED, shared_path
 
 LOCAL = REPO / "tests" / "data"
@@ -47,6 +48,27 @@ def test_every_shared_case() -> None:
     for name, cases in shared_cases().items():
         folder = "vocab" if name.startswith("ggml-vocab-") else "oracle"
         assert_exact(tokenizer(shared_path(folder, name)), cases)
+
+
+def split_cases() -> dict[str, Any]:
+    cases: dict[str, Any] = json.loads(gzip.decompress((LOCAL / "text" / "split_cases.json.gz").read_bytes()))
+    return cases
+
+
+def test_every_split_rule_has_cases() -> None:
+    assert sorted(name for rule in split_cases()["rules"] for name in rule["names"]) == sorted(PRETOKENIZERS)
+
+
+def test_every_split_rule_on_one_vocabulary() -> None:
+    """tests/data/text/split_cases.json.gz: GPT-2's vocabulary with its tokenizer.ggml.pre replaced, ids computed by llama.cpp 0.5.0."""
+    cases = split_cases()
+    with open_gguf(shared_path("vocab", cases["vocabulary"])) as file:
+        metadata = dict(file.metadata.items())
+    for rule in cases["rules"]:
+        for name in rule["names"]:
+            known = load_tokenizer(metadata | {"tokenizer.ggml.pre": name})
+            for text, ids in zip(cases["texts"], rule["ids_add_special"]):
+                assert known.encode(text) == ids, (name, text)
 
 
 def test_the_shared_vocabularies_are_there() -> None:
