@@ -65,7 +65,7 @@ def test_every_split_rule_on_one_vocabulary() -> None:
     with open_gguf(shared_path("vocab", cases["vocabulary"])) as file:
         metadata = dict(file.metadata.items())
     for rule in cases["rules"]:
-        for name in rule["names"]:
+        for name in {PRETOKENIZERS[name]: name for name in rule["names"]}.values():  # names share rules
             known = load_tokenizer(metadata | {"tokenizer.ggml.pre": name})
             for text, ids in zip(cases["texts"], rule["ids_add_special"]):
                 assert known.encode(text) == ids, (name, text)
