@@ -49,8 +49,8 @@ def chat(
     first = prompt_of(prompt_options)
     if first is None and not interactive:
         first = piped()
-        if not first.strip():
-            raise GgrunError("nothing was piped in; ggrun chat answers what it is given")
+    if first is not None and not first.strip():
+        raise GgrunError("the message is empty; there is nothing to answer")
     named = chosen(model, engine_options.model_flag, screen)
     system = system_of(prompt_options) or named.system
     stops, template = stops_of(prompt_options), template_of(prompt_options)

@@ -301,7 +301,7 @@ class TestCommandLine:
 
     def test_an_empty_pipe(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run(monkeypatch, "\n") == 1
-        assert "nothing was piped in" in capsys.readouterr().err
+        assert "the message is empty" in capsys.readouterr().err
 
     def test_a_full_context_fails_in_a_pipe(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.kind.n_ctx = 3
