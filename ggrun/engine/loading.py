@@ -103,13 +103,22 @@ def _cpu(planned: Planned, progress: Progress | None) -> Executor:
 
     p = planned
     return CpuExecutor(
-        p.program, p.plan.segments[0], p.plan.shape, p.file.tensors, p.n_threads, p.n_threads_batch, p.device, progress=progress
+        p.program,
+        p.plan.segments[0],
+        p.plan.shape,
+        p.file.tensors,
+        p.n_threads,
+        p.n_threads_batch,
+        p.device,
+        progress,
+        lambda: p.file.load(p.plan.load_mode, progress),
     )
 
 
 def _reference(planned: Planned, progress: Progress | None) -> Executor:
     from ggrun.runtime.reference import ReferenceExecutor
 
+    planned.file.load(planned.plan.load_mode, progress)
     return ReferenceExecutor(planned.program, planned.file.tensors, planned.plan.shape.n_kv_blocks)
 
 
@@ -117,6 +126,5 @@ EXECUTORS: dict[str, Callable[[Planned, Progress | None], Executor]] = {"cpu": _
 
 
 def make_executor(name: str, planned: Planned, progress: Progress | None) -> Executor:
-    """Load the weights as the plan says and make the executor of that name."""
-    planned.file.load(planned.plan.load_mode, progress)
+    """The executor of that name, its memory reserved and then its weights loaded as the plan says."""
     return EXECUTORS[name](planned, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ class CpuExecutor:
     """Implements runtime.Executor for a segment that starts at the token ids and ends at the logits.
 
     n_threads: for batches of one token; n_threads_batch: for larger ones; neither beyond the cores there are. `tensors` must stay
-    mapped until close(). `notes` are sentences for the user. Raises GgrunError when the memory cannot be had.
+    mapped until close(). `notes` are sentences for the user. load_weights
+    is called when all memory is reserved, so that what does not fit is refused before a weight is read. Raises GgrunError when the memory cannot be had.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class CpuExecutor:
         n_threads_batch: int,
         device: CpuDevice,
         progress: Progress | None = None,
+        load_weights: Callable[[], None] | None = None,
     ) -> None:
         self._program = program
         self._segment = segment
@@ -53,6 +55,8 @@ class CpuExecutor:
         assert team_size <= shape.n_threads
         self._memory: Memory | None = Memory(self._kv_at + segment.kv_bytes, progress)
         base = self._memory.address
+        if load_weights:
+            load_weights()
         binder = Binder(program, segment, shape, tensors, kernels, base, base + self._kv_at)
         self._steps = np.frombuffer(binder.descriptors(), np.uint8).copy()
         self._constants = binder.constants
