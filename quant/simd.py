@@ -133,14 +133,21 @@ class Emitter:
         return self.shuffle(a, range(2 * a.type.count), b)
 
     def spread(self, a: Value, lanes: Sequence[int], signed: bool) -> Value:
-        """Bytes picked from a and widened: <n x i8> -> <len(lanes) x i16>. Unsigned ones need the shuffle only."""
-        n = a.type.count
-        if not signed:
-            pairs = self.shuffle(a, [lane for pick in lanes for lane in (pick, n)], self.zero(a.type))
-            return self.cast(pairs, vec(I16, len(lanes)))
-        # The byte in the upper half, then an arithmetic shift: LLVM would widen first and shuffle the words with two instructions.
-        pairs = self.cast(self.shuffle(a, [pick for pick in lanes for _ in range(2)]), vec(I16, len(lanes)))
-        return self.b.ashr(pairs, self.const(8, pairs.type))
+        """Bytes picked from a (at most 16) and widened: <n x i8> -> <len(lanes) x i16>."""
+        n, wide = a.type.count, vec(I16, len(lanes))
+        if not self.target.avx2:
+            picked = self.shuffle(a, lanes)
+            return (self.b.sext if signed else self.b.zext)(picked, wide)
+        # One byte shuffle, with zeros beside the bytes; LLVM left to itself widens first and takes two. Signed: shifted down again.
+        every = self.shuffle(a, [lane % n for lane in range(2 * len(lanes))])
+        control = [index for pick in lanes for index in ((-128, pick) if signed else (pick, -128))]
+        pairs = self.cast(self.byte_shuffle(every, control), wide)
+        return self.b.ashr(pairs, self.const(8, wide)) if signed else pairs
+
+    def byte_shuffle(self, a: Value, control: Sequence[int]) -> Value:
+        """Within every 16 bytes of a, the byte that control names, or zero where it is negative. AVX2 and up."""
+        name = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}[a.type.count]
+        return self.call(f"llvm.x86.{name}", a.type, [a, self.table(a.type, control)])
 
     def lane(self, a: Value, index: int) -> Value:
         return self.b.extract_element(a, self.const(index, I32))

@@ -68,10 +68,11 @@ def _finish(e: Emitter, total: Value, isum: Value, scale: Value, msum: Value | N
     b = e.b
     if msum is None:
         return e.fma(e.to_float(e.sum(isum)), scale, total)
-    both = e.fold(isum, msum)
-    both = e.to_float(b.add(both, e.shuffle(both, [1, 1, 3, 3])))
+    low, high = e.shuffle(isum, [0, 4, 1, 5], msum), e.shuffle(isum, [2, 6, 3, 7], msum)
+    both = b.add(low, high)
+    both = e.to_float(b.add(both, e.shuffle(both, [2, 3, 2, 3])))
     total = e.fma(e.lane(both, 0), e.lane(scale, 0), total)
-    return e.fma(e.lane(both, 2), b.fneg(e.lane(scale, 1)), total)
+    return e.fma(e.lane(both, 1), b.fneg(e.lane(scale, 1)), total)
 
 
 def _units(e: Emitter) -> int:
