@@ -19,23 +19,27 @@ FIELD_ALIASES = {"temp": "temperature", "typical": "typical_p", "mirostat_ent": 
 
 
 def sampling(options: SamplingOptions, named: Mapping[str, Any]) -> Sampling:
-    """The flags over what models.toml says over the defaults; a random seed is drawn here, so that it can be told and used again."""
-    from ggrun import Sampling
-
+    """The flags over what models.toml says over the defaults."""
     given = {field.name: value for field in fields(options) if (value := getattr(options, field.name)) not in (None, [])}
     given["ignore_eos"] = options.ignore_eos or bool(named.get("ignore_eos"))
-    values = {**named, **checked(given, "")}
-    if values.get("seed", -1) < 0:
-        from random import SystemRandom
-
-        values["seed"] = SystemRandom().randrange(1 << 32)
-    return Sampling(**values)
+    return _seeded({**named, **checked(given, "")})
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:
     """The sampling with one value set from text, as /set does. Raises GgrunError for an unknown name or a value that cannot be."""
     values = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
-    return type(sampling)(**{**values, **checked({name: text}, "")})
+    return _seeded({**values, **checked({name: text}, "")})
+
+
+def _seeded(values: dict[str, Any]) -> Sampling:
+    """A random seed is drawn here, so that it can be told and used again."""
+    from ggrun import Sampling
+
+    if values.get("seed", -1) < 0:
+        from random import SystemRandom
+
+        values["seed"] = SystemRandom().randrange(1 << 32)
+    return Sampling(**values)
 
 
 def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:

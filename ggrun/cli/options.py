@@ -46,8 +46,8 @@ class EngineOptions:
     load_mode: Annotated[
         LoadMode | None, _model("-lm", "--load-mode", env="LLAMA_ARG_LOAD_MODE", shown="auto", help="how weights come into memory")
     ] = None
-    mlock: Annotated[bool, _model("--mlock", help="the same as -lm mlock")] = False
-    no_mmap: Annotated[bool, _model("--no-mmap", help="the same as -lm none")] = False
+    mlock: Annotated[bool, _model("--mlock", env="LLAMA_ARG_MLOCK", help="the same as -lm mlock")] = False
+    no_mmap: Annotated[bool, _model("--no-mmap", env="LLAMA_ARG_NO_MMAP", help="the same as -lm none")] = False
     n_threads: Annotated[
         int | None, _compute("-t", "--threads", metavar="N", env="LLAMA_ARG_THREADS", shown="-1: every core", help="threads")
     ] = None

@@ -109,6 +109,9 @@ def test_set(capsys: pytest.CaptureFixture[str]) -> None:
     sampling = made.conversation.sampling
     assert (sampling.temperature, sampling.top_k, sampling.samplers) == (0.25, 7, ("top_k", "temperature"))
     assert (made.conversation.n_predict, made.on_overflow, made.conversation.shift, made.conversation.system) == (12, "shift", True, "Hi")
+    made.loop(Typed(["/set seed -1"]))
+    assert made.conversation.sampling.seed >= 0
+    sampling = made.conversation.sampling
     capsys.readouterr()
     made.loop(Typed(["/show", "/set"]))
     shown = capsys.readouterr().err

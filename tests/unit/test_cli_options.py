@@ -147,9 +147,11 @@ def test_environment_and_who_wins(engine: type[FakeEngine], monkeypatch: pytest.
         (tmp_path / name).touch()
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1024")
     monkeypatch.setenv("LLAMA_ARG_THREADS", "2")
+    monkeypatch.setenv("LLAMA_ARG_NO_MMAP", "1")
     monkeypatch.setenv("LLAMA_ARG_MODEL", str(tmp_path / "a.gguf"))
     assert run("-t", "5") == 0
     assert (engine.opened["n_ctx"], engine.opened["n_threads"], engine.opened["model"]) == (1024, 5, tmp_path / "a.gguf")
+    assert engine.opened["load_mode"] == "none"
     assert run("-m", str(tmp_path / "b.gguf")) == 0
     assert engine.opened["model"] == tmp_path / "b.gguf"
     assert run(str(tmp_path / "b.gguf")) == 0
