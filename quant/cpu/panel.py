@@ -15,7 +15,7 @@ formula in docs/kernels.md. Rows beyond the last are clamped to it, so nothing i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -194,8 +194,6 @@ class _Tile:
         self.ints, self.floats = vec(I32, e.target.lanes), vec(F32, e.target.lanes)
         self.size = self.tokens * self.vectors
         self.line = 4 * e.target.lanes
-        # How many 16-bit pair sums fit into 16 bits before they must be widened.
-        self.depth = 1 if fmt.signed else 32767 // (2 * 127 * fmt.top)
 
     @property
     def offset(self) -> int:
@@ -214,32 +212,41 @@ class _Tile:
         lanes = self.e.splat(self.e.load(at, I32, by + 4 * t), self.e.target.lanes)
         return self.e.cast(lanes, type_)
 
-    def sub_block(self, w: Value, x: Value, steps: int, start: list[Value], scales: list[Value] | None) -> list[Value]:
-        """start + scale * (the dot product over `steps` panel lines from w and activation lines from x); no scales: 1."""
-        e, b = self.e, self.e.b
-        totals = list(start)
-        partial: list[Value] = [e.zero(self.ints) if scales else value for value in start] if e.target.vnni else [None] * self.size
-        held = 0
+    def operands(self, w: Value, x: Value, steps: int) -> Iterator[list[tuple[int, Value, Value]]]:
+        """For each of `steps` panel lines from w and activation lines from x: (index, weights, activations) of every value."""
         for step in range(steps):
             ws = [self.vector(w, self.bytes, m, step * self.vectors * self.line) for m in range(self.vectors)]
-            for t in range(self.tokens):
-                xt = self.broadcast(x, self.bytes, t, 4 * step * self.tokens)
-                for m in range(self.vectors):
-                    i = t * self.vectors + m
-                    if e.target.vnni:
-                        partial[i] = e.dot4(partial[i], ws[m], xt)
-                        continue
-                    pair = e.pair_dot(ws[m], xt, self.fmt.signed)
-                    partial[i] = b.add(partial[i], pair) if held else pair
-            held += 1
-            if not e.target.vnni and (held == self.depth or step == steps - 1):
+            xs = [self.broadcast(x, self.bytes, t, 4 * step * self.tokens) for t in range(self.tokens)]
+            yield [(i, ws[m], xs[t]) for i, t, m in self.cells()]
+
+    def sub_block(self, w: Value, x: Value, steps: int, start: list[Value], scales: list[Value] | None) -> list[Value]:
+        """start + scale * (the dot product over `steps` lines from w and x); no scales: 1."""
+        multiply = self._by_fours if self.e.target.vnni else self._by_pairs
+        return multiply(w, x, steps, start, scales)
+
+    def _by_fours(self, w: Value, x: Value, steps: int, start: list[Value], scales: list[Value] | None) -> list[Value]:
+        e, b = self.e, self.e.b
+        totals = [e.zero(self.ints)] * self.size if scales else list(start)
+        for operands in self.operands(w, x, steps):
+            for i, weights, tokens in operands:
+                totals[i] = e.dot4(totals[i], weights, tokens)
+        return [b.add(start[i], b.mul(totals[i], scales[m])) for i, _, m in self.cells()] if scales else totals
+
+    def _by_pairs(self, w: Value, x: Value, steps: int, start: list[Value], scales: list[Value] | None) -> list[Value]:
+        """Sums of pairs stay in 16 bits for as many lines as fit, then are widened and scaled in one instruction."""
+        e, b = self.e, self.e.b
+        depth = 1 if self.fmt.signed else 32767 // (2 * 127 * self.fmt.top)
+        totals, partial, held = list(start), [e.zero(self.pairs)] * self.size, 0
+        for step, operands in enumerate(self.operands(w, x, steps)):
+            for i, weights, tokens in operands:
+                pair = e.pair_dot(weights, tokens, self.fmt.signed)
+                partial[i] = b.add(partial[i], pair) if held else pair
+            held = (held + 1) % depth
+            if held == 0 or step == steps - 1:
                 for i, _, m in self.cells():
                     factor = e.cast(scales[m], self.pairs) if scales else e.const(1, self.pairs)
                     totals[i] = b.add(totals[i], e.madd(partial[i], factor))
-                held = 0
-        if not e.target.vnni:
-            return totals
-        return [b.add(totals[i], b.mul(partial[i], scales[m])) for i, _, m in self.cells()] if scales else partial
+        return totals
 
 
 def _multiply_super_block(e: Emitter, fmt: BlockFormat, shape: Panel, acts: Layout, w: Value, x: Value, results: Value, _: Value) -> None:
