@@ -224,21 +224,23 @@ To call a function, answer with a JSON object between tags, and with nothing els
 Its result follows between <tool_response> tags. When no function is needed, answer as usual."""
 
 
+def text_calls(talk: Conversation) -> Conversation:
+    """Tool calls as the text of their message: for templates that show tools and results but not calls."""
+    return replace(talk, messages=tuple(_with_calls_as_text(message) for message in talk.messages))
+
+
 def generic_tools(talk: Conversation) -> Conversation:
     """Tools described in the first turn, calls and results as plain text: for templates that know no tools."""
     messages: list[Message] = []
     for message in talk.messages:
-        if message["role"] == "tool":
-            text = f"<tool_response>\n{message['content']}\n</tool_response>"
-            if messages and messages[-1]["role"] == "user" and messages[-1]["content"].startswith("<tool_response>"):
-                messages[-1] = messages[-1] | {"content": f"{messages[-1]['content']}\n{text}"}
-            else:
-                messages.append({"role": "user", "content": text})
-        elif message.get("tool_calls"):
-            calls = [f"<tool_call>\n{_call_text(call)}\n</tool_call>" for call in message["tool_calls"]]
-            messages.append({"role": message["role"], "content": "\n".join([*filter(None, [message["content"]]), *calls])})
+        if message["role"] != "tool":
+            messages.append(_with_calls_as_text(message))
+            continue
+        text = f"<tool_response>\n{message['content']}\n</tool_response>"
+        if messages and messages[-1]["role"] == "user" and messages[-1]["content"].startswith("<tool_response>"):
+            messages[-1] = messages[-1] | {"content": f"{messages[-1]['content']}\n{text}"}
         else:
-            messages.append(message)
+            messages.append({"role": "user", "content": text})
     if talk.tools:
         prompt = TOOL_PROMPT.format(tools="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in talk.tools))
         if messages and messages[0]["role"] in ("system", "developer"):
@@ -246,6 +248,27 @@ def generic_tools(talk: Conversation) -> Conversation:
         else:
             messages.insert(0, {"role": "system", "content": prompt})
     return Conversation(tuple(messages))
+
+
+def marked_calls(talk: Conversation) -> tuple[Conversation, list[str]]:
+    """The conversation with words in its tool calls that nothing else contains, and these words: to see whether calls show at all."""
+    messages = deepcopy(talk.messages)
+    marks: list[str] = []
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            name, value = f"mark{len(marks)}name", f"mark{len(marks)}value"
+            marks += [name, value]
+            arguments: Any = {"mark": value}
+            as_text = isinstance(call["function"]["arguments"], str)
+            call["function"] |= {"name": name, "arguments": json.dumps(arguments) if as_text else arguments}
+    return replace(talk, messages=messages), marks
+
+
+def _with_calls_as_text(message: Message) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    calls = [f"<tool_call>\n{_call_text(call)}\n</tool_call>" for call in message["tool_calls"]]
+    return {"role": message["role"], "content": "\n".join([*filter(None, [message["content"]]), *calls])}
 
 
 def _call_text(call: Mapping[str, Any]) -> str:

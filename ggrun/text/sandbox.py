@@ -21,7 +21,7 @@ from jinja2 import TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
@@ -75,6 +75,12 @@ class Budget:
         """Account for a value of `size` that is made, or about to be."""
         self._total -= size
         if size > self.max_value or self._total < 0:
+            raise LimitExceeded("it builds too much text")
+
+    def check(self, value: Any) -> None:
+        """A step that looks at all of `value`, which may have grown since it was made."""
+        self.step()
+        if size_of(value, self.max_value) > self.max_value:
             raise LimitExceeded("it builds too much text")
 
     def pay(self, value: Any) -> Any:
@@ -154,7 +160,7 @@ def _pay(value: Any) -> Any:
 
 
 def _tick(value: Any) -> Any:
-    _active.budget.step()
+    _active.budget.check(value)
     return value
 
 
@@ -210,8 +216,8 @@ class GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class Environment(ImmutableSandboxedEnvironment):
-    """The one environment chat templates are compiled in, with the helpers they expect."""
+class Environment(SandboxedEnvironment):
+    """The one environment chat templates are compiled in, with the helpers they expect. They may change lists and dicts they are given."""
 
     intercepted_binops = frozenset(_BINARY)
 
@@ -254,6 +260,8 @@ class Environment(ImmutableSandboxedEnvironment):
             budget.spend(MAX_SOURCE >> 10)
         elif isinstance(owner := getattr(getattr(obj, "__wrapped__", obj), "__self__", None), (str, bytes, int)):
             _check_method(owner, getattr(obj, "__name__", ""), args)
+        elif isinstance(owner, (list, dict)):
+            budget.pay([args, kwargs])  # what is put into it
         return budget.pay(super().call(context, obj, *args, **kwargs))
 
 
@@ -288,9 +296,9 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         budget = _active.budget
-        budget.step()
         skip = 2 if hasattr(function, "jinja_pass_arg") else 1  # the context, if any, and the value that is filtered
         value, options = args[skip - 1], [*args[skip:], *kwargs.values()]
+        budget.check(value)
         if name not in ("default", "d", "from_json") and any(isinstance(o, int) and abs(o) > _MAX_WIDTH for o in options):
             raise LimitExceeded(f"it filters by {name} with {options!r:.60}")
         if name == "join":

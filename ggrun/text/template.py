@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
@@ -19,6 +20,7 @@ from ggrun.text.conversation import (
     Functions,
     generic_tools,
     joined_turns,
+    marked_calls,
     null_contents,
     part_contents,
     read_conversation,
@@ -26,6 +28,7 @@ from ggrun.text.conversation import (
     single_calls,
     string_arguments,
     system_in_user,
+    text_calls,
 )
 from ggrun.text.error import TextError
 
@@ -42,6 +45,7 @@ NOTES: Final[dict[Rewrite, str]] = {
     single_calls: "the chat template takes one tool call a message: calls made together are shown one after another",
     system_in_user: "the chat template takes no system message here: it stands in front of the user's first one",
     joined_turns: "the chat template wants user and assistant to take turns: neighbouring messages of one role were joined",
+    text_calls: "the chat template does not show tool calls: they are written as JSON in <tool_call> tags",
     generic_tools: "the chat template does not know tools: they are described in the first turn, and calls are JSON in <tool_call> tags",
 }
 
@@ -102,7 +106,7 @@ class ChatTemplate:
                     raise
                 first_error = first_error or error
                 continue
-            missing = list(_missing(rewritten, text))
+            missing = list(_missing(rewritten, text)) or self._hidden_calls(source, rewritten, variables or {})
             notes = (*self._notes, *(NOTES[change] for change in changes if change in NOTES))
             if missing:
                 notes = (*notes, f"the chat template leaves out {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}")
@@ -129,22 +133,36 @@ class ChatTemplate:
                 for source in sources:
                     yield source, changes, rewritten
         if talk.tools or talk.has_calls:
-            for changes in ((generic_tools, *turns, *form) for turns, form in product(_TURNS, ((), (part_contents,)))):
+            as_text = ((text_calls,), (generic_tools,))
+            for changes in ((*tools, *turns, *form) for tools, turns, form in product(as_text, _TURNS, ((), (part_contents,)))):
                 if (rewritten := _apply(changes, talk)) not in seen:
                     seen.append(rewritten)
-                    yield self.source, changes, rewritten
+                    yield sources[0] if text_calls in changes else self.source, changes, rewritten
+
+    def _hidden_calls(self, source: str, talk: Conversation, variables: Mapping[str, Any]) -> list[str]:
+        """Tool calls that the template leaves out, which their words alone do not tell: tools and users use the same."""
+        from ggrun.text.sandbox import Refused, render
+
+        marked, marks = marked_calls(talk)
+        if not marks:
+            return []
+        try:
+            text = render(source, self._variables(marked, True, variables))
+        except (Refused, TextError):
+            return []
+        return [] if all(mark in text for mark in marks) else ["tool calls"]
 
     def _variables(self, talk: Conversation, add_generation_prompt: bool, given: Mapping[str, Any]) -> dict[str, Any]:
-        tools = list(talk.tools) or ([] if _ALWAYS_LOOPS in self.source.replace(" ", "") else None)
+        tools = deepcopy(list(talk.tools)) or ([] if _ALWAYS_LOOPS in self.source.replace(" ", "") else None)
         return {
             **self._tokens,
-            "messages": list(talk.messages),
+            "messages": deepcopy(list(talk.messages)),  # some templates change what they are given
             "tools": tools,
             **({"xml_tools": tools} if "xml_tools" in self.source else {}),  # SmolLM3's own name
-            "functions": Functions(tool["function"] for tool in talk.tools) if talk.tools else None,
+            **({"functions": Functions(t["function"] for t in tools or ())} if tools or "functions is" not in self.source else {}),
             "datetime": datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
             "add_generation_prompt": add_generation_prompt,
-            **given,
+            **deepcopy(dict(given)),
         }
 
 
@@ -159,9 +177,11 @@ def _apply(changes: Sequence[Rewrite], talk: Conversation) -> Conversation:
 
 def _missing(talk: Conversation, text: str) -> Iterator[str]:
     """What of the conversation does not show in the text: the template dropped it."""
+    said = [part for message in talk.messages for part in _said(message)]
+    called = [call["function"]["name"] for message in talk.messages for call in message.get("tool_calls", ())]
     for tool in talk.tools:
         name, description = tool["function"]["name"], tool["function"]["description"]
-        elsewhere = sum(call["function"]["name"] == name for message in talk.messages for call in message.get("tool_calls", ()))
+        elsewhere = called.count(name) + sum(part.count(name) for part in said)
         if text.count(name) <= elsewhere and not (description and _shows(description, text)):
             yield f"the tool {name}"
     for i, message in enumerate(talk.messages):

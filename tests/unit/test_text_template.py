@@ -226,3 +226,18 @@ def test_unknown_names_and_broken_templates_are_refused() -> None:
         chat_template(METADATA, load_tokenizer(METADATA), "chatmel")
     with pytest.raises(TextError, match="not valid Jinja"):
         chat_template(METADATA, load_tokenizer(METADATA), "{% for %}")
+
+
+def test_templates_may_change_what_they_are_given_without_harm() -> None:
+    source = "{% set _ = messages.pop(0) %}{% set _ = messages[0].update({'content': 'changed'}) %}{{ raise_exception('again') }}"
+    messages = [SYSTEM, dict(USER)]
+    with pytest.raises(TextError, match="again"):
+        ChatTemplate(source).render(messages, variables={"x": [1]})
+    assert messages == [SYSTEM, USER]
+
+
+def test_calls_the_template_does_not_show_are_written_out() -> None:
+    source = "{% for t in tools or [] %}{{ t.function.name }}: {{ t.function.description }}{% endfor %}" + PLAIN
+    rendered = ChatTemplate(source).render(CALLED, [TOOL])
+    assert '[assistant]<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>[tool]21 degrees' in rendered.text
+    assert "does not show tool calls" in rendered.notes[0]
