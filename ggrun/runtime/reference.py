@@ -105,7 +105,7 @@ def _embed(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple
 
 def _rms_norm(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[Array, ...]:
     norm = cast(p.RmsNorm, op.params)
-    parts = x[0].reshape(len(x[0]), norm.groups, -1)
+    parts = x[0].reshape(len(x[0]), norm.groups, x[0].shape[1] // norm.groups)
     scale = 1.0 / np.sqrt(np.mean(np.square(parts, dtype=np.float64), -1, keepdims=True) + norm.eps)
     return ((parts * scale.astype(np.float32) * ex.weight(op.weights[0])).reshape(x[0].shape),)
 

@@ -148,7 +148,8 @@ def test_an_unsupported_architecture_lists_the_supported(shared: Path) -> None:
 
 
 def test_the_reference_executor_runs_the_same_engine() -> None:
-    with Engine.open(MODEL, n_ctx=128, executor="reference") as reference, Engine.open(MODEL, n_ctx=128, n_logits=64) as cpu:
+    with Engine.open(MODEL, n_ctx=128, executor="reference", n_ubatch=32) as reference, Engine.open(MODEL, n_ctx=128, n_logits=64) as cpu:
+        assert len(reference.submit(PROMPT, GREEDY, n_predict=3).wait().ids) == 3  # in chunks, of which only the last wants logits
         want, got = reference.forward(PROMPT), cpu.forward(PROMPT)
     assert np.square(got - want).sum() / np.square(want - want.mean(-1, keepdims=True)).sum() < 2.5e-3
 
