@@ -46,24 +46,25 @@ class Candidates:
     def add(self, ids: NDArray[np.int64], values: NDArray[np.floating[Any]]) -> None:
         """Add to the logits of distinct tokens, those that are candidates."""
         self._write()
-        if self.ids is None:
-            self.logits[ids] += values.astype(np.float32)
-        else:
-            order = np.argsort(ids)
-            at = np.minimum(np.searchsorted(ids, self.ids, sorter=order), len(ids) - 1)
-            hit = ids[order[at]] == self.ids
-            self.logits[hit] += values[order[at[hit]]].astype(np.float32)
+        positions, found = self._find(ids)
+        self.logits[positions] += values[found].astype(np.float32)
 
     def logits_of(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 [len(ids)]; -inf for tokens that are no longer candidates."""
+        logits = np.full(len(ids), -np.inf, np.float32)
+        positions, found = self._find(ids)
+        logits[found] = self.logits[positions]
+        return logits
+
+    def _find(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Positions of those tokens that are candidates, and which these are."""
         if self.ids is None:
-            return self.logits[ids]
-        found = np.full(len(ids), -np.inf, np.float32)
-        for i, id_ in enumerate(ids):
-            at = np.flatnonzero(self.ids == id_)
-            if len(at):
-                found[i] = self.logits[at[0]]
-        return found
+            found = ids < len(self)
+            return ids[found], found
+        order = np.argsort(self.ids)
+        at = np.minimum(np.searchsorted(self.ids, ids, sorter=order), len(self) - 1)
+        found = self.ids[order[at]] == ids
+        return order[at[found]], found
 
     def scale(self, factor: float) -> None:
         """Multiply all logits by a positive number."""

@@ -21,7 +21,7 @@ def space_boundary(texts: Iterable[str]) -> re.Pattern[str]:
     When `texts` are all that merging may ever spell, cutting there changes nothing: no merge crosses the cut.
     """
     crossed = set(re.findall(f"([^{SPACE}\0]){SPACE}", "\0".join(texts)))
-    excluded = "".join(re.escape(character) for character in sorted(crossed))
+    excluded = "\0" + "".join(re.escape(character) for character in sorted(crossed))  # "\0" may be in a text as well
     return re.compile(f"(?<=[^{SPACE}{excluded}])(?={SPACE})")
 
 
