@@ -49,7 +49,9 @@ class Conversation:
         sampling = replace(self.sampling, seed=(self.sampling.seed + self.again) % (1 << 64))
         # a prompt that is too long is never cut in the middle: whole turns are forgotten instead
         on_overflow: Literal["stop", "shift"] = "shift" if self.shift and len(ids) < self.engine.n_ctx else "stop"
-        return self.engine.submit(ids, sampling, n_predict=self.n_predict, stop=self.stop, keep=self.keep, on_overflow=on_overflow)
+        return self.engine.submit(
+            ids, sampling, n_predict=self.n_predict, stop=self.stop, keep=self.keep, on_overflow=on_overflow, strip_space=True
+        )
 
     def answered(self, text: str) -> None:
         """Keep an answer, whole or cut short."""

@@ -63,7 +63,9 @@ def run(
                 screen.note(note)
         else:
             ids = engine.tokenizer.encode(prompt, add_special=True, parse_special=True)
-        generation = engine.submit(ids, how, n_predict=n_predict, stop=stops, keep=prompt_options.keep, on_overflow=on_overflow)
+        generation = engine.submit(
+            ids, how, n_predict=n_predict, stop=stops, keep=prompt_options.keep, on_overflow=on_overflow, strip_space=conversation
+        )
         with interruptible(generation.cancel) as interrupted:
             for event in generation:
                 if not json_output:

@@ -88,11 +88,14 @@ class Engine:
         keep: int = 0,
         on_overflow: Overflow = "stop",
         show_special: bool = False,
+        strip_space: bool = False,
     ) -> Generation:
         """Continue token ids: up to n_predict tokens (-1: until the model ends or the context is full).
 
         on_overflow "shift" drops the older half of what follows the first `keep` tokens when the context is full (keep < 0: the whole
-        prompt) and counts it in Generation.n_shifted. Raises ContextExceeded or GgrunError for ids that cannot be run.
+        prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens. strip_space: the text answers a
+        chat, so drop the space that SentencePiece vocabularies put before it. Raises ContextExceeded, or GgrunError for ids that
+        cannot be run.
         """
         ids = self._checked(prompt_ids, on_overflow)
         sampling = sampling or Sampling()
@@ -102,7 +105,14 @@ class Engine:
         keep = len(ids) if keep < 0 else min(keep, len(ids))
         keep = min(keep, self.n_ctx // 2)
         sequence = Sequence(
-            generation, sampler, self.tokenizer.decoder(not show_special), StopMatcher(stop), ends, n_predict, keep, on_overflow
+            generation,
+            sampler,
+            self.tokenizer.decoder(not show_special, strip_space),
+            StopMatcher(stop),
+            ends,
+            n_predict,
+            keep,
+            on_overflow,
         )
         if len(ids) >= self.n_ctx:
             generation.n_shifted = _cut_middle(sequence.tokens, keep, self.n_ctx)
@@ -123,7 +133,7 @@ class Engine:
     ) -> Generation:
         """Answer a conversation ([{"role": "user", "content": "..."}]); options as `submit`'s."""
         ids, _ = self.chat_ids(messages, tools)
-        return self.submit(ids, sampling, **options)  # type: ignore[arg-type]
+        return self.submit(ids, sampling, strip_space=True, **options)  # type: ignore[arg-type]
 
     def complete(self, text: str, sampling: Sampling | None = None, **options: object) -> str:
         """The model's continuation of a text, all at once."""

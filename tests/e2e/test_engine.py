@@ -15,6 +15,7 @@ from tests.oracle.models import LOCAL
 
 MODEL = LOCAL / "llama-gqa.Q4_K_M.gguf"
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
+ENDLESS = {"on_overflow": "shift", "keep": 8}
 RNG = np.random.default_rng(7)
 PROMPT = [int(i) for i in RNG.integers(3, 380, 90)]
 
@@ -98,7 +99,7 @@ def test_a_full_context_shifts_when_asked_and_says_how_much() -> None:
 
 
 def test_cancelling_takes_at_most_200_ms_and_keeps_what_was_said(engine: Engine) -> None:
-    g = engine.submit(PROMPT, GREEDY)
+    g = engine.submit(PROMPT, GREEDY, **ENDLESS)
     seen = []
     for event in g:
         seen.append(event.id)
@@ -113,7 +114,7 @@ def test_cancelling_takes_at_most_200_ms_and_keeps_what_was_said(engine: Engine)
 
 def test_a_cancelled_neighbour_changes_nothing(engine: Engine) -> None:
     want = greedy_ids(engine, PROMPT, 40)
-    other = engine.submit(PROMPT[::-1], GREEDY)
+    other = engine.submit(PROMPT[::-1], GREEDY, **ENDLESS)
     g = engine.submit(PROMPT, GREEDY, n_predict=40)
     next(iter(g))
     threading.Timer(0.005, other.cancel).start()
@@ -156,7 +157,7 @@ def test_the_reference_executor_runs_the_same_engine() -> None:
 
 def test_closing_while_generating_ends_the_generation() -> None:
     engine = Engine.open(MODEL, n_ctx=1024)
-    g = engine.submit(PROMPT, GREEDY)
+    g = engine.submit(PROMPT, GREEDY, **ENDLESS)
     next(iter(g))
     engine.close()
     assert g.wait().finish_reason == "cancelled"
