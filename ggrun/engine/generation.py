@@ -12,9 +12,12 @@ FinishReason = Literal["stop", "length", "context_full", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token. text may be empty (an unfinished character or a possible stop word is held back); logprob is natural."""
+    """One generated token. text may be empty (an unfinished character or a possible stop word is held back); logprob is natural.
 
-    id: int
+    id is None for what was still held back when the generation ended.
+    """
+
+    id: int | None
     text: str
     logprob: float
 
@@ -85,9 +88,10 @@ class Generation:
                 self.finish_reason, self.stop_word = event.reason, event.stop_word
                 if event.text:
                     self.text += event.text
-                    yield TokenEvent(self.ids[-1] if self.ids else -1, event.text, 0.0)
+                    yield TokenEvent(None, event.text, 0.0)
                 return
-            self.ids.append(event.id)
+            if event.id is not None:
+                self.ids.append(event.id)
             self.text += event.text
             yield event
 

@@ -107,7 +107,7 @@ def test_cancelling_takes_at_most_200_ms_and_keeps_what_was_said(engine: Engine)
             start = time.perf_counter()
             g.cancel()
     assert g.finish_reason == "cancelled"
-    assert g.ids == seen
+    assert g.ids == [i for i in seen if i is not None]
     assert time.perf_counter() - start < 5  # the bound itself is held by the runtime's tests; here: it ends at all
     assert greedy_ids(engine, PROMPT) == greedy_ids(engine, PROMPT)
 
