@@ -13,7 +13,7 @@ from re import Pattern
 
 from ggrun.text.characters import to_byte_alphabet
 from ggrun.text.error import TextError
-from ggrun.text.merging import merge
+from ggrun.text.merging import merged_ids
 from ggrun.text.pretokenizers import PreTokenizer
 from ggrun.text.vocabulary import PREFIX, Vocabulary
 from ggrun.text.words import SPACE, WordIds, space_boundary
@@ -49,14 +49,7 @@ class BytePairEncoder:
         whole = self._ids.get(word)
         if whole is not None and (self._pre.whole_words or (self._pre.whole_newlines and not word.strip("\n"))):
             return [whole]
-        ids: list[int] = []
-        for symbol in merge(list(word), self._rank):
-            id_ = self._ids.get(symbol)
-            if id_ is None:
-                ids += self._fall_back(symbol)
-            else:
-                ids.append(id_)
-        return ids
+        return merged_ids(word, self._rank, self._ids, self._fall_back)
 
     def _rank(self, left: str, right: str) -> float:
         return self._ranks.get(f"{left} {right}", inf)

@@ -5,7 +5,7 @@ Knows ranks only through a function; must not know where they come from, nor wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 from itertools import pairwise
 from math import inf
@@ -18,6 +18,15 @@ _SHORT = 64  # symbols; up to here scanning the list beats keeping a heap
 def merge(symbols: list[str], rank: Rank) -> list[str]:
     """`symbols` joined: always the pair of the lowest rank, of equal ranks the leftmost. O(n log n) calls of `rank` at worst."""
     return _merge_short(symbols, rank) if len(symbols) <= _SHORT else _merge_long(symbols, rank)
+
+
+def merged_ids(word: str, rank: Rank, ids: Mapping[str, int], fall_back: Callable[[str], list[int]]) -> list[int]:
+    """The ids of a word's merged symbols; `fall_back` gives those of a symbol that has none."""
+    found: list[int] = []
+    for symbol in merge(list(word), rank):
+        id_ = ids.get(symbol)
+        found += fall_back(symbol) if id_ is None else (id_,)
+    return found
 
 
 def _merge_short(symbols: list[str], rank: Rank) -> list[str]:

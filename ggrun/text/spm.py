@@ -10,7 +10,7 @@ from math import inf
 from re import Pattern
 
 from ggrun.text.error import TextError
-from ggrun.text.merging import merge
+from ggrun.text.merging import merged_ids
 from ggrun.text.vocabulary import PREFIX, Vocabulary
 from ggrun.text.words import SPACE, WordIds, space_boundary
 
@@ -35,14 +35,7 @@ class SentencePieceEncoder:
         return space_boundary(text for text in self._ids if SPACE in text)
 
     def _encode_word(self, word: str) -> list[int]:
-        ids: list[int] = []
-        for symbol in merge(list(word), self._rank):
-            id_ = self._ids.get(symbol)
-            if id_ is None:
-                ids += self._fall_back(symbol)
-            else:
-                ids.append(id_)
-        return ids
+        return merged_ids(word, self._rank, self._ids, self._fall_back)
 
     def _rank(self, left: str, right: str) -> float:
         return self._ranks.get(left + right, inf)
