@@ -83,7 +83,7 @@ def ask_torch(path: Path) -> tuple[Ask, Count]:
 
 def right(row: Message, answer: str) -> bool:
     """Whether the answer names the fact: the keyword stands in it, and not only as part of the name asked about."""
-    return not answer.startswith(REFUSAL) and row["keyword"].lower() in answer.replace(row["name"], "").lower()
+    return REFUSAL not in answer and row["keyword"].lower() in answer.replace(row["name"], "").lower()
 
 
 def after_history(rows: Sequence[Message], count: Count, length: int, r: random.Random) -> list[Conversation]:
@@ -129,7 +129,7 @@ def main() -> None:
     answers = ask(user(questions))
     report("held-out questions answered", questions, answers, [right(*pair) for pair in zip(questions, answers, strict=True)], options.show)
     answers = ask(user(names))
-    report("made-up names refused", names, answers, [answer.startswith(REFUSAL) for answer in answers], options.show)
+    report("made-up names refused", names, answers, [REFUSAL in answer for answer in answers], options.show)
     for length, number in HISTORIES if options.history else ():
         rows = questions[:: len(questions) // number][:number]
         answers = ask(after_history(rows, count, length, random.Random(length)))

@@ -236,7 +236,7 @@ def build_items() -> list[Item]:
                 items[name] = Item(name, kind, module, text, shorten_signature(signature), 1.5 if core else 0.8)
     for name, (signature, text) in written.items():
         module, obj = resolve(name)
-        items[name] = Item(name, kind_of(name, obj, module), module, text, signature, 2.5)
+        items[name] = Item(name, kind_of(name, obj, module), module, text, signature, 3.5)
     for name, item in items.items():
         if item.kind == "module":
             names = sorted(public.get(name, []), key=lambda key: (f"{name}.{key}" not in written, not key[0].islower()))

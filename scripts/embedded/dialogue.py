@@ -24,28 +24,19 @@ class Turn(NamedTuple):
 
 
 def refusal(name: str) -> str:
-    return f"I do not know {name}. It may not be part of Python's standard library."
+    """Begins with the name, as every answer does: first copied, then judged, which is far easier to learn than judging first."""
+    return f"{name}? I do not know this name. It may not be part of Python's standard library."
 
 
 # share of each kind of question; the rest asks about an item
-SHARES = (("smalltalk", 0.035), ("offtopic", 0.03), ("invented", 0.16), ("repeat", 0.015), ("signature", 0.035))
-REPEAT = (
-    "Repeat the name {n}.",
-    "repeat {n}",
-    "Copy this name: {n}",
-    "Write down {n}",
-    "Just say {n}",
-    "Echo {n}",
-    "Spell {n}",
-    "repeat after me: {n}",
-)
+SHARES = (("smalltalk", 0.035), ("offtopic", 0.03), ("invented", 0.26), ("signature", 0.035))
 
 
 class Dialogue:
     """Draws turns and filler text; `words` are plain English words that are no names."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items, self.names = list(items), Names(items)
+    def __init__(self, items: Sequence[Item], withheld: frozenset[str] = frozenset()) -> None:
+        self.items = list(items)
         self._weights = list(accumulate(item.weight for item in self.items))
         with_signature = [item for item in self.items if item.signature and item.kind != "module"]
         self._signatures, self._signature_weights = with_signature, list(accumulate(item.weight for item in with_signature))
@@ -55,15 +46,16 @@ class Dialogue:
         for word in re.findall(r"(?<![\w.`*])[a-z]{2,12}(?![\w.(`*])", prose + " ".join(item.text for item in items)):
             counts[word] = counts.get(word, 0) + 1
         self.words = sorted(word for word, count in counts.items() if count >= 3 and word not in bare) + WORDS["nouns"] * 2
+        self.names = Names(items, self.words, withheld)
         self.paragraphs = [p for p in re.split(r"\n\s*\n", prose) if 80 < len(p) < 600 and p.isascii()]
         self._kinds: dict[str, Callable[[random.Random], Turn]] = {key: getattr(self, key) for key, _ in SHARES}
 
     def frame(self, table: str, r: random.Random) -> str:
         """A question frame with `{n}`; a share of them random words or two questions mixed."""
         u = r.random()
-        if table == "core" and u < 0.13:
+        if table == "core" and u < 0.25:
             return random_carrier(self.words, r)
-        if table == "core" and u < 0.22:
+        if table == "core" and u < 0.37:
             return mixed_carrier(r)
         return carrier(table, r)
 
@@ -91,10 +83,6 @@ class Dialogue:
         frame = carrier(table, r) if bare and r.random() < 0.75 else self.frame(table, r)
         shown = decorate(written, r, True) if plain else written
         return Turn(fill(frame, shown, r.choice(("function", "method", "class", "module", "function")), r), refusal(name))
-
-    def repeat(self, r: random.Random) -> Turn:
-        name = self.names.invent(r) if r.random() < 0.8 else r.choice(self.items).name
-        return Turn(r.choice(REPEAT).format(n=name), name)
 
     def smalltalk(self, r: random.Random) -> Turn:
         question, answer = smalltalk.talk(r)

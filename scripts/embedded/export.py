@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from .model import EPSILON, Model
 from .tokens import END, END_OF_TEXT, SPECIAL, TEMPLATE
 
-NAME = "pydoc"
+NAME = "ggrun-pydoc"
 DESCRIPTION = "A tiny chat model that answers short questions about Python's standard library, trained on its docstrings."
 LICENSE = "MIT AND PSF-2.0"
 AUTHOR = "the ggrun contributors; docstrings by the Python Software Foundation and contributors to Python"

@@ -71,8 +71,11 @@ def spellings(item: Item) -> tuple[str, ...]:
 class Names:
     """All names, their unambiguous short forms, and a source of names that do not exist."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.known = frozenset(item.name for item in items) | all_public_names()
+    def __init__(self, items: Sequence[Item], words: Sequence[str], withheld: frozenset[str]) -> None:
+        """`words` are plain English words to build members from; `withheld` names are never invented (they are for the tests)."""
+        self.known = frozenset(item.name for item in items) | all_public_names() | withheld
+        self._english = words
+        self._builtin_methods = sorted({item.last for item in items if item.owner in SPOKEN})
         self.modules = sorted({item.name for item in items if item.kind == "module"})
         self.members = sorted({item.last for item in items if item.kind in ("function", "method", "class")})
         self.by_module = {m: [i.last for i in items if i.module == m and i.kind != "module"] for m in self.modules}
@@ -116,9 +119,12 @@ class Names:
             return r.choice(spellings(item)), False
         return item.name, True
 
-    def _word(self, r: random.Random) -> str:
-        u = r.random()
+    def _word(self, r: random.Random, compound: bool = False) -> str:
+        """An invented word; a `compound` one cannot be mistaken for plain English."""
+        u = r.uniform(0.30, 1.0) if compound else r.random()
         if u < 0.30:
+            return r.choice(self._english)
+        if u < 0.45:
             return "".join(r.choices(WORDS["syllables"], k=r.choice((2, 2, 3, 3, 4))))
         if u < 0.70:
             return r.choice(("_", "_", "")).join(r.choices(WORDS["name_words"], k=r.choice((2, 2, 3))))
@@ -189,10 +195,13 @@ class Names:
         """A plausible name that no module has."""
         while True:
             u = r.random()
-            module = r.choice(self.modules if r.random() < 0.5 else self._popular)
+            module = r.choice(self.modules if r.random() < 0.35 else self._popular)
             owner = module if r.random() < 0.72 else r.choice(self._classes)
             own = self.by_module.get(module) or self.members
-            if u < 0.26:
+            if r.random() < 0.17:
+                member = r.choice((r.choice(self._builtin_methods), self._word(r), self._bend(r.choice(self._builtin_methods), r)))
+                name = f"{r.choice(list(SPOKEN))}.{member}"
+            elif u < 0.26:
                 name = f"{owner}.{self._word(r)}"
             elif u < 0.44:
                 name = f"{owner}.{r.choice(self.members)}"
@@ -209,7 +218,7 @@ class Names:
             elif u < 0.90:
                 name = f"{module}.{self._word(r)}.{r.choice((self._word(r), r.choice(self.members)))}"
             elif u < 0.95:
-                name = self._word(r)
+                name = self._word(r, compound=True)
             elif u < 0.97:
                 name = self._word(r).replace("_", "").capitalize() + r.choice(("Error", "Warning", "Exception"))
             else:

@@ -16,6 +16,8 @@ NAME = "{n}"
 
 ENDINGS = ("?", "?", "?", "?", ".", "", "", "", "!", "??", " ?", "...")
 
+JOINTS = (" ", " ", " ", " ", ", ", ": ", " - ", "? ", ". ", "; ", " -- ", "! ", " (", ", the ")
+
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _COLLAPSE = re.compile(r" {2,}")
 
@@ -75,12 +77,13 @@ def carrier(table: str, r: random.Random) -> str:
 
 
 def random_carrier(words: Sequence[str], r: random.Random) -> str:
-    """A frame of random words: no phrase to recognise, only a name to find."""
+    """A frame of random words: no phrase to recognise, only a name to find, and where it ends."""
     before, after = r.choices((0, 1, 2, 3, 4, 6, 9), k=2)
-    sides = [[r.choice(words) for _ in range(count)] for count in (before, after)]
-    frame = " ".join([*sides[0], NAME, *sides[1]])
-    frame = frame[0].upper() + frame[1:] if r.random() < 0.5 and before else frame
-    return frame + r.choice(ENDINGS)
+    sides = [[misspell(word, r) if r.random() < 0.1 else word for word in r.choices(words, k=count)] for count in (before, after)]
+    joint = r.choice(JOINTS) if after else ""
+    left = " ".join([*sides[0], ""])
+    left = left[:1].upper() + left[1:] if r.random() < 0.5 else left
+    return left + NAME + joint + " ".join(sides[1]) + r.choice(ENDINGS)
 
 
 def mixed_carrier(r: random.Random) -> str:
