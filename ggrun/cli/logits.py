@@ -18,7 +18,7 @@ def logits(
     *,
     engine_options: EngineOptions,
     tokens: Annotated[str, typer.Option("--tokens", metavar="1,2,3|FILE.npy", help="the ids, or a NumPy file of them")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.npy", help="where float32 [n_tokens, n_vocab] is written")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.npy", help="where float32 \\[n_tokens, n_vocab] is written")],
     executor: Annotated[Executor, typer.Option("--executor", help="what computes them")] = "cpu",
 ) -> None:
     """Write the logits of every position of a sequence of token ids."""

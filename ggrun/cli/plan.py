@@ -31,6 +31,7 @@ def plan(model: ModelArgument = None, *, engine_options: EngineOptions, json_out
 def _report(plan: "Plan", model: str) -> dict[str, object]:
     """What --json prints; all sizes in bytes."""
     from ggrun.plan.describe import token_bytes, unit_rows
+    from ggrun.runtime.cpu.bandwidth import read_bandwidth
 
     return {
         "model": model,
@@ -42,6 +43,8 @@ def _report(plan: "Plan", model: str) -> dict[str, object]:
         "available_bytes": plan.available_bytes,
         "total_bytes": plan.ledger.total(),
         "bytes_per_token": token_bytes(plan),
+        "read_bandwidth": (bandwidth := read_bandwidth(plan.shape.n_threads)),
+        "tokens_per_second_at_most": bandwidth / token_bytes(plan),
         "ledger": [asdict(line) for line in plan.ledger.lines],
         "units": [asdict(row) for row in unit_rows(plan)],
         "notes": list(plan.notes),
@@ -54,6 +57,7 @@ def _show(plan: "Plan", model: str) -> None:
 
     from ggrun.plan.describe import token_bytes, unit_rows
     from ggrun.plan.ledger import human
+    from ggrun.runtime.cpu.bandwidth import read_bandwidth
 
     console = Console(highlight=False)
     shape = plan.shape
@@ -71,8 +75,12 @@ def _show(plan: "Plan", model: str) -> None:
     for line in plan.ledger.lines:
         ledger.add_row(line.device, line.purpose, line.what, human(line.n_bytes))
     console.print(ledger)
+    per_token, bandwidth = token_bytes(plan), read_bandwidth(shape.n_threads)
+    console.print(f"{human(plan.available_bytes)} of memory is available", soft_wrap=True)
     console.print(
-        f"{human(plan.available_bytes)} of memory is available; one token reads {human(token_bytes(plan))} of weights", soft_wrap=True
+        f"one token reads {human(per_token)} of weights; at the {human(bandwidth)} a second that {shape.n_threads} threads read "
+        f"from memory just now, that is at most {bandwidth / per_token:.0f} tokens a second",
+        soft_wrap=True,
     )
     for note in plan.notes:
         console.print(note, soft_wrap=True, markup=False)
