@@ -19,7 +19,7 @@ HELD_OUT = ROOT / "tests" / "data" / "embedded"
 MODEL = ROOT / "ggrun" / "data" / "pydoc.gguf"
 REFUSAL = "I do not know"
 ANSWER_TOKENS = 80
-HISTORIES = ((1900, 12), (3500, 8))  # tokens of conversation before the question, and how many questions are asked so
+HISTORIES = ((1900, 25), (3500, 25))  # tokens of conversation before the question, and how many questions are asked so
 
 Message = dict[str, str]
 Conversation = list[Message]

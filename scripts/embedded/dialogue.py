@@ -29,7 +29,7 @@ def refusal(name: str) -> str:
 
 
 # share of each kind of question; the rest asks about an item
-SHARES = (("smalltalk", 0.035), ("offtopic", 0.03), ("invented", 0.26), ("signature", 0.035))
+SHARES = (("smalltalk", 0.035), ("offtopic", 0.03), ("invented", 0.37), ("signature", 0.035))
 
 
 class Dialogue:

@@ -6,10 +6,11 @@ Knows: every public name of the listed modules. Must not know: how questions are
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 
-from .corpus import CLASSES_WITH_METHODS, WORDS, Item, all_public_names
+from .corpus import CLASSES_WITH_METHODS, CORE_MODULES, WORDS, Item, all_public_names
 from .phrasing import misspell
 
 # What people call the built-in classes when they speak about their methods.
@@ -80,6 +81,7 @@ class Names:
         self.members = sorted({item.last for item in items if item.kind in ("function", "method", "class")})
         self.by_module = {m: [i.last for i in items if i.module == m and i.kind != "module"] for m in self.modules}
         self._popular = self.modules[:1] + WORDS["popular_modules"]
+        self._popular_members = sorted({item.last for item in items if item.weight > 2})
         self._classes = WORDS["classes_with_methods"]
         self._lasts = frozenset(item.last for item in items)
         last = Counter(item.last for item in items if item.kind != "module")
@@ -136,7 +138,8 @@ class Names:
         """A real member's name changed a little."""
         u = r.random()
         if u < 0.25:
-            return misspell(name, r)
+            digits = re.sub(r"\d+", lambda _: str(r.choice((r.randrange(100), r.randrange(10000)))), name)
+            return digits if digits != name else misspell(name, r)
         if u < 0.45:
             return name + r.choice(
                 (
@@ -195,7 +198,7 @@ class Names:
         """A plausible name that no module has."""
         while True:
             u = r.random()
-            module = r.choice(self.modules if r.random() < 0.35 else self._popular)
+            module = r.choice(r.choices((self.modules, CORE_MODULES[1:], self._popular), (0.25, 0.4, 0.35))[0])
             owner = module if r.random() < 0.72 else r.choice(self._classes)
             own = self.by_module.get(module) or self.members
             if r.random() < 0.17:
@@ -204,7 +207,7 @@ class Names:
             elif u < 0.26:
                 name = f"{owner}.{self._word(r)}"
             elif u < 0.44:
-                name = f"{owner}.{r.choice(self.members)}"
+                name = f"{owner}.{r.choice(self._popular_members if r.random() < 0.6 else self.members)}"
             elif u < 0.66:
                 name = f"{module}.{self._bend(r.choice(own), r)}"
             elif u < 0.72:
