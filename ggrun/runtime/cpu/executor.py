@@ -21,8 +21,8 @@ class CpuExecutor:
     """Implements runtime.Executor for a segment that starts at the token ids and ends at the logits.
 
     n_threads: for batches of one token; n_threads_batch: for larger ones; neither beyond the cores there are. `tensors` must stay
-    mapped until close(). `notes` are sentences for the user. load_weights
-    is called when all memory is reserved, so that what does not fit is refused before a weight is read. Raises GgrunError when the memory cannot be had.
+    mapped until close(). `notes` are sentences for the user. load_weights is called when all memory is reserved, so that what does
+    not fit is refused before a weight is read. Raises GgrunError when the memory cannot be had.
     """
 
     def __init__(
