@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the GGUF to write")
     parser.add_argument("--minutes", type=float, default=90.0, help="how long to train; the learning rate follows the clock")
-    parser.add_argument("--checkpoint", type=Path, help="where to keep the state (default: OUT with .pt)")
+    parser.add_argument("--checkpoint", type=Path, help="where to keep the state (default: train/, named after OUT)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-tokens", type=int, default=5120)
@@ -54,7 +54,8 @@ def main() -> None:
     items = build_items()
     made_up_names = json.loads((HELD_OUT / "made_up.json").read_text(encoding="utf-8"))
     dialogue = Dialogue(items, frozenset(row["name"] for row in made_up_names))
-    checkpoint = options.checkpoint or options.out.with_suffix(".pt")
+    checkpoint = options.checkpoint or Path("train") / options.out.with_suffix(".pt").name
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = checkpoint.with_suffix(".tokenizer.json")  # a resumed run may have other texts, but must keep its tokens
     if not (options.resume and vocabulary.exists()):
         train_tokenizer(dialogue, options.seed).save(str(vocabulary))
@@ -63,15 +64,15 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     say(f"{len(items)} items, {len(dialogue.words)} words, {parameters / 1e6:.3f} M parameters, data in {time.monotonic() - start:.0f} s")
     held_out = {
-        "grammar": (score.questions(encoder, 901, 64), 0),
-        "made up": (score.made_up(encoder, 902, 64), 0),
-        "made up, held out": (score.rows(encoder, [Turn(row["question"], refusal(row["name"])) for row in made_up_names]), 0),
-        "after 1,900 tokens": (score.after_history(encoder, 903, 8, 1900), 0),
-        "after 3,500 tokens": (score.after_history(encoder, 904, 4, 3500), 0),
+        "grammar": score.questions(encoder, 901, 64),
+        "made up": score.made_up(encoder, 902, 64),
+        "made up, held out": score.rows(encoder, [Turn(row["question"], refusal(row["name"])) for row in made_up_names]),
+        "after 1,900 tokens": score.after_history(encoder, 903, 8, 1900),
+        "after 3,500 tokens": score.after_history(encoder, 904, 4, 3500),
     }
 
     def scores(current: Model) -> str:
-        return "  SCORE " + ", ".join(f"{name} {100 * score.exact(current, *what):.0f}%" for name, what in held_out.items())
+        return "  SCORE " + ", ".join(f"{name} {100 * score.exact(current, what):.0f}%" for name, what in held_out.items())
 
     tokens = train(
         model, encoder, minutes=options.minutes, batch_tokens=options.batch_tokens, seed=options.seed,

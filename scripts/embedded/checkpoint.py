@@ -5,7 +5,6 @@ Knows: the tensors export.py writes. Must not know: anything of training.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import gguf
@@ -55,9 +54,3 @@ def load(path: Path) -> tuple[Model, Tokenizer]:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in SPECIAL])
     return model.eval(), tokenizer
-
-
-def describe(path: Path) -> str:
-    """The general metadata of a file as JSON, for a report."""
-    reader = gguf.GGUFReader(path)
-    return json.dumps({key: f.contents() for key, f in reader.fields.items() if key.startswith("general.")}, indent=1)

@@ -12,7 +12,7 @@ import torch
 
 from .dialogue import Turn
 from .model import Model
-from .tokens import END, Encoder, Sample
+from .tokens import Encoder, Sample
 
 
 def tensors(batch: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,8 +26,8 @@ def tensors(batch: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 @torch.no_grad()
-def exact(model: Model, samples: Sequence[Sample], first: int = 0) -> float:
-    """Share of samples whose learned tokens are all the greedy choice (only the first `first` of each, when given)."""
+def exact(model: Model, samples: Sequence[Sample]) -> float:
+    """Share of samples whose learned tokens are all the greedy choice."""
     ordered, right = sorted(samples, key=lambda sample: len(sample.ids)), 0
     for start in range(0, len(ordered), 16):
         batch = ordered[start : start + 16]
@@ -35,24 +35,8 @@ def exact(model: Model, samples: Sequence[Sample], first: int = 0) -> float:
         good = model(ids, wanted).argmax(-1) == target
         rows = wanted // ids.shape[1]
         for row in range(len(batch)):
-            mine = good[rows == row]
-            right += bool(mine[: first or None].all())
+            right += bool(good[rows == row].all())
     return right / len(ordered)
-
-
-@torch.no_grad()
-def greedy(model: Model, encoder: Encoder, prompts: Sequence[list[int]], limit: int = 80) -> list[str]:
-    """The greedy answers to prompts; whole-prompt recomputation, so for short tests only."""
-    answers = []
-    for prompt in prompts:
-        ids = list(prompt)
-        while len(ids) < len(prompt) + limit:
-            chosen = int(model(torch.tensor([ids]), torch.tensor([len(ids) - 1])).argmax())
-            if chosen == END:
-                break
-            ids.append(chosen)
-        answers.append(encoder.tokenizer.decode(ids[len(prompt) :]))
-    return answers
 
 
 def questions(encoder: Encoder, seed: int, count: int) -> list[Sample]:
