@@ -1,7 +1,6 @@
 """The engine on real files: rule 11 (alone equals batched, to the bit), prefix reuse, stopping, cancelling, full contexts, bad input."""
 
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from ggrun import Engine, Sampling
 from ggrun.engine.engine import ContextExceeded
+from ggrun.engine.generation import Generation
 from ggrun.errors import GgrunError
 from ggrun.models.spec import SpecError
 from tests.oracle.models import LOCAL
@@ -60,12 +60,12 @@ def test_a_conversation_reuses_its_keys_and_values_and_answers_the_same() -> Non
 
 
 def test_seed_decides(engine: Engine) -> None:
-    def ids(seed: int) -> list[int]:
-        return engine.submit(PROMPT, Sampling(seed=seed, temperature=1.5, ignore_eos=True), n_predict=16).wait().ids
+    def run(seed: int) -> Generation:
+        return engine.submit(PROMPT, Sampling(seed=seed, temperature=1.5, ignore_eos=True), n_predict=16).wait()
 
-    assert ids(1) == ids(1) != ids(2)
-    generation = engine.submit(PROMPT, Sampling(ignore_eos=True), n_predict=16).wait()
-    assert ids(generation.seed) != generation.ids or generation.seed >= 0
+    assert run(1).ids == run(1).ids != run(2).ids
+    unseeded = run(-1)
+    assert run(unseeded.seed).ids == unseeded.ids  # the seed that was drawn is told, and repeats the answer
 
 
 def test_limits_and_reasons(engine: Engine) -> None:
@@ -98,17 +98,15 @@ def test_a_full_context_shifts_when_asked_and_says_how_much() -> None:
             engine.submit(PROMPT * 3, GREEDY)
 
 
-def test_cancelling_takes_at_most_200_ms_and_keeps_what_was_said(engine: Engine) -> None:
+def test_cancelling_ends_it_and_keeps_what_was_said(engine: Engine) -> None:
     g = engine.submit(PROMPT, GREEDY, **ENDLESS)
     seen = []
     for event in g:
         seen.append(event.id)
         if len(seen) == 3:
-            start = time.perf_counter()
             g.cancel()
     assert g.finish_reason == "cancelled"
     assert g.ids == [i for i in seen if i is not None]
-    assert time.perf_counter() - start < 5  # the bound itself is held by the runtime's tests; here: it ends at all
     assert greedy_ids(engine, PROMPT) == greedy_ids(engine, PROMPT)
 
 
