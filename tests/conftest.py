@@ -12,7 +12,7 @@ from hypothesis import settings
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("GGRUN_SHARED", REPO.parent / "shared"))
-EMBEDDED = next(iter(sorted((REPO / "ggrun" / "data").glob("*.gguf"))), REPO / "ggrun" / "data" / "embedded.gguf")
+EMBEDDED = REPO / "ggrun" / "data" / "pydoc.gguf"
 
 settings.register_profile("ggrun", deadline=None, print_blob=True)
 settings.load_profile("ggrun")

@@ -223,6 +223,9 @@ class Engine:
                     self._advance(item, logits)
                 except Exception as error:
                     self._fail(item.sequence, error)
+        while not self._inbox.empty():  # sent while close() was under way: whoever waits for an answer gets one
+            if message := self._inbox.get():
+                message()
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
             self._finish(sequence, "cancelled")
 

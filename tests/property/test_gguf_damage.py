@@ -227,8 +227,6 @@ def damage_real_file(source: Path, tmp_path: Path, n_cases: int) -> None:
 
 
 def test_damage_of_the_embedded_model(tmp_path: Path) -> None:
-    if not EMBEDDED.exists():
-        pytest.skip("there is no embedded model yet")
     damage_real_file(EMBEDDED, tmp_path, 2_000)
 
 

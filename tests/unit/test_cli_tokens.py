@@ -13,7 +13,6 @@ import ggrun
 from ggrun.cli.app import main
 from ggrun.cli.logits import token_ids
 from ggrun.errors import GgrunError
-from tests.conftest import EMBEDDED
 
 
 def run(*arguments: str) -> int:
@@ -132,7 +131,6 @@ def test_tokenize_pieces_and_pipe(shared: Path, monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().out == "  15339 -> 'hello'\n   1917 -> ' world'\n    198 -> '\\n'\n"
 
 
-@pytest.mark.skipif(not EMBEDDED.exists(), reason="the embedded model is not in this checkout")
 def test_tokenize_with_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("tokenize", "--ids", "os.path.join") == 0
     assert json.loads(capsys.readouterr().out)
