@@ -6,7 +6,7 @@ Order: place, lower (fuse and choose kernels), lay out at T = n_ubatch and R = n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ggrun.errors import GgrunError
 from ggrun.plan.arena import align, pack, spans
@@ -151,8 +151,3 @@ def _lay_out(
         Line(device.name, "reserve", "Python, compiled kernels, tokenizer (measured)", device.reserve_bytes()),
     ]
     return Plan(program, shape, (segment,), Ledger(tuple(lines)), available, request.load_mode, notes)
-
-
-def with_notes(plan: Plan, *notes: str) -> Plan:
-    """The same plan with more to say."""
-    return replace(plan, notes=plan.notes + notes)

@@ -25,7 +25,6 @@ class Builder:
         self._states: dict[str, KvState] = {}
         self._units: list[str] = []
         self._unit = ""
-        self._ignored: list[str] = []
         self.ids = self._buffer("ids", "T", 1, "i32", "input")
         self.positions = self._buffer("positions", "T", 1, "i32", "input")
         self.out_rows = self._buffer("out_rows", "R", 1, "i32", "input")
@@ -41,11 +40,6 @@ class Builder:
     def has(self, name: str) -> bool:
         """Whether the file holds a tensor of this name."""
         return name in self._tensors
-
-    def ignore(self, name: str) -> None:
-        """Say that a tensor of the file is known and rightly not used."""
-        if self.has(name):
-            self._ignored.append(name)
 
     def embed(self, weight: str, width: int, scale: float = 1.0) -> Buffer:
         """Look up the rows of token ids: [T] -> [T, width]."""
@@ -113,15 +107,13 @@ class Builder:
 
     def build(self) -> Program:
         """Close the program; refuses a file that holds tensors the architecture does not use, as its answers would be wrong."""
-        unused = [n for n in self._tensors if n not in self._weights and n not in self._ignored]
+        unused = [n for n in self._tensors if n not in self._weights]
         if unused:
             listed = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
             raise ProgramError(
                 f"the file holds tensors this architecture does not use: {listed}; its answers would be wrong, so it is not run"
             )
-        return Program(
-            tuple(self._ops), self._buffers, self._weights, self._states, tuple(self._units), self._n_vocab, tuple(self._ignored)
-        )
+        return Program(tuple(self._ops), self._buffers, self._weights, self._states, tuple(self._units), self._n_vocab)
 
     def _weight(self, name: str, dims: tuple[int, ...]) -> None:
         tensor = self._tensors.get(name)

@@ -6,7 +6,7 @@ Knows tensor names, shapes and formats; knows nothing of devices, addresses, thr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ggrun.errors import GgrunError
@@ -100,7 +100,3 @@ class Program:
     states: Mapping[str, KvState]
     units: tuple[str, ...]
     n_vocab: int
-    ignored: tuple[str, ...] = field(default=())
-
-    def unit_ops(self, unit: str) -> list[Op]:
-        return [op for op in self.ops if op.unit == unit]

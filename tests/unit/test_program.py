@@ -41,7 +41,7 @@ def test_a_good_program_verifies_and_dumps() -> None:
     assert "head:" in text
     assert "linear(" in text
     assert program.ops[-1].params == p.Linear(bias=True)
-    assert [op.kind for op in program.unit_ops("head")] == ["take_rows", "rms_norm", "linear"]
+    assert [op.kind for op in program.ops if op.unit == "head"] == ["take_rows", "rms_norm", "linear"]
 
 
 def test_shapes_and_missing_tensors_are_named() -> None:
