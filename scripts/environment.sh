@@ -51,7 +51,7 @@ progress() {
 
 # build PYTHON EXTRAS: make $env from nothing
 build() {
-    say "first use: making an environment in $env (Python $version; about 100 MB to fetch, once)"
+    say "first use: making an environment in $env (Python $version; about 85 MB to fetch, once)"
     rm -rf "$env"
     if "$1" -c 'import ensurepip; ensurepip.version()' 2>/dev/null; then
         "$1" -m venv "$env" >&2 || fail "could not make the environment $env: see above"

@@ -101,3 +101,19 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ggrun.cli.opening.find", broken)
     with pytest.raises(KeyError):
         main(["plan", "x.gguf"])
+
+
+def test_ctrl_c_while_the_command_line_is_imported_shows_no_traceback() -> None:
+    code = """
+import builtins
+real = builtins.__import__
+def interrupted(name, *rest):
+    if name == "ggrun.cli.app":
+        raise KeyboardInterrupt
+    return real(name, *rest)
+builtins.__import__ = interrupted
+from ggrun.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
