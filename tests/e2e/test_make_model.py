@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ggrun import Engine, Sampling
 from ggrun.gguf import GgufWriter, open_gguf
 from ggrun.models.registry import build_program
 from ggrun.runtime.executor import Batch
@@ -141,6 +142,26 @@ def test_logits_are_neither_flat_nor_wild(script, small_vocab, path):
     assert np.isfinite(logits).all()
     assert 2.5 < logits.std() < 6
     assert len(set(logits.argmax(axis=1).tolist())) > 3
+
+
+@pytest.mark.parametrize("model", ["llama-3.2-1b", "llama-3.1-8b", "qwen3-0.6b", "qwen3-14b"])
+def test_the_engine_loads_and_continues_every_shape(script, small_vocab, path, model):
+    script.make(model, "q4_k_m", path, vocab=small_vocab, layers=1)
+    generates(path)
+
+
+@pytest.mark.slow
+def test_a_whole_1b_model_loads_and_generates(script, path):
+    script.make("llama-3.2-1b", "q4_k_m", path)
+    generates(path)
+
+
+def generates(path):
+    with Engine.open(path, n_ctx=64) as engine:
+        prompt = list(range(40, 52))
+        first, again = (engine.submit(prompt, Sampling(temperature=0, ignore_eos=True), n_predict=6).wait() for _ in range(2))
+    assert len(first.ids) == 6
+    assert first.ids == again.ids
 
 
 def test_rope_factors(script):
