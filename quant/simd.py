@@ -71,15 +71,14 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
 
 @functools.cache
 def tiers() -> tuple[str, ...]:
-    """Names of the tiers that code compiled by this process's Numba may use, best first.
+    """Names of the tiers that this process's kernels may use, best first.
 
-    Asks Numba rather than the processor, so that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are honoured. GGRUN_CPU_TIER=name
-    leaves only that one; ValueError when it names none of those that can run.
+    Asks for what Numba compiles for rather than what the processor has, so that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are honoured.
+    GGRUN_CPU_TIER=name leaves only that one; ValueError when it names none of those that can run.
     """
-    from numba.core.registry import cpu_target
+    from quant.processor import processor
 
-    flags = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-    present = {flag[1:] for flag in flags if flag.startswith("+")}
+    present = {flag[1:] for flag in processor().features.split(",") if flag.startswith("+")}
     able = tuple(name for name, target in TARGETS.items() if target.features <= present)
     wanted = os.environ.get("GGRUN_CPU_TIER")
     if not wanted:

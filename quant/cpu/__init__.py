@@ -1,7 +1,7 @@
 """CPU kernels of every weight format: choose one by format and tier, get its address and the sizes of its buffers.
 
 A kernel is a C function with int64 arguments (addresses and counts) that takes no lock and allocates nothing; it is compiled
-on first request and kept in Numba's cache directory. Key that directory by the contents of `source_files()` and the processor.
+on first request and kept where `quant.objects` was told. Key that folder by the contents of `source_files()` and the processor.
 Knows nothing of tensors, threads or operations; `docs/kernels.md` has the layouts and the rules.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import quant
-from quant import simd
+from quant import objects, simd
 from quant.cpu import activations, floats, panel
 from quant.cpu.blocks import BLOCK_FORMATS
 from quant.cpu.floats import FLOAT_FORMATS
@@ -94,29 +95,33 @@ class GetRowKernel:
 @functools.cache
 def activation_kernel(name: str, tier: str) -> ActivationKernel:
     """The kernel that makes activations of kind "f32", "q8_0" or "q8_k" on a tier. Compiles on first use."""
-    from quant.cpu.compiled import activation_function
-
-    return ActivationKernel(name, tier, activation_function(name, tier).address, 1 if name == "f32" else TARGETS[tier].tile_tokens)
+    address = objects.address(f"quantize.{name}.{tier}", lambda: _compiled().activation_function(name, tier))
+    return ActivationKernel(name, tier, address, 1 if name == "f32" else TARGETS[tier].tile_tokens)
 
 
 @functools.cache
 def matmul_kernel(fmt: Format, tier: str) -> MatmulKernel:
     """The matrix product of a format on a tier. Compiles on first use."""
-    from quant.cpu.compiled import matmul_function
-
     target = TARGETS[tier]
+    address = objects.address(f"rows.{fmt.name}.{tier}", lambda: _compiled().matmul_function(fmt.name, tier))
     row_tile = floats.tile_shape(target)[0] if fmt.name in FLOAT_FORMATS else panel.panel(BLOCK_FORMATS[fmt.name], target).rows
-    return MatmulKernel(fmt, tier, matmul_function(fmt.name, tier).address, fmt.activation or "f32", row_tile)
+    return MatmulKernel(fmt, tier, address, fmt.activation or "f32", row_tile)
 
 
 @functools.cache
 def get_row_kernel(fmt: Format, tier: str) -> GetRowKernel:
     """The row decoder of a format on a tier. Compiles on first use."""
-    from quant.cpu.compiled import get_row_function
+    return GetRowKernel(fmt, objects.address(f"get_row.{fmt.name}.{tier}", lambda: _compiled().get_row_function(fmt.name, tier)))
 
-    return GetRowKernel(fmt, get_row_function(fmt.name, tier).address)
+
+def _compiled() -> Any:
+    """What imports Numba."""
+    from quant.cpu import compiled
+
+    return compiled
 
 
 def source_files() -> list[Path]:
     """Every source file that a compiled kernel depends on, for the key of the compilation cache."""
-    return [Path(simd.__file__), *sorted(Path(__file__).parent.glob("*.py")), Path(quant.__path__[0]) / "iq.py"]
+    package = Path(quant.__path__[0])
+    return [Path(simd.__file__), *sorted(Path(__file__).parent.glob("*.py")), package / "iq.py", package / "compiler.py"]

@@ -1,17 +1,15 @@
-"""Kernels as compiled C functions: the one place where emitted code meets Numba.
+"""Kernels as functions that Numba compiles: the one place where emitted code meets it.
 
-A kernel is a Numba cfunc around one intrinsic whose first arguments are literal numbers (which kernel, which tier). The cfunc
-closes over nothing but those integers, which is what lets Numba's disk cache recognise it in the next process: closing over an
-intrinsic or a function would miss every time.
+A kernel is a function around one intrinsic whose first arguments are literal numbers (which kernel, which tier).
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import cfunc, types
+from numba import types
 from numba.extending import intrinsic
 
 from quant.cpu import activations, floats, gemv, get_row, panel
@@ -85,36 +83,30 @@ def _row(context, fmt, tier, row, k, dst):
     return types.void(fmt, tier, *[_INT] * 3), generate
 
 
-@functools.cache
-def activation_function(kind: str, tier: str) -> Any:
-    """The compiled quantizer of a kind of activations."""
+def activation_function(kind: str, tier: str) -> Callable[..., None]:
+    """The quantizer of a kind of activations."""
     which, target = _KINDS.index(kind), _TIERS.index(tier)
 
-    @cfunc(types.void(*[_INT] * 8), cache=True)
     def quantize(src, stride, index, t0, t1, k, n_tokens, dst):
         _quantize(which, target, src, stride, index, t0, t1, k, n_tokens, dst)  # type: ignore[call-arg]  # Numba passes the context
 
     return quantize
 
 
-@functools.cache
-def matmul_function(fmt: str, tier: str) -> Any:
-    """The compiled matrix product of a format."""
+def matmul_function(fmt: str, tier: str) -> Callable[..., None]:
+    """The matrix product of a format."""
     which, target = _FORMATS.index(fmt), _TIERS.index(tier)
 
-    @cfunc(types.void(*[_INT] * 10), cache=True)
     def rows(w, row_bytes, r0, r1, k, x, n_tokens, out, stride, scratch):
         _rows(which, target, w, row_bytes, r0, r1, k, x, n_tokens, out, stride, scratch)  # type: ignore[call-arg]  # Numba passes the context
 
     return rows
 
 
-@functools.cache
-def get_row_function(fmt: str, tier: str) -> Any:
-    """The compiled row decoder of a format."""
+def get_row_function(fmt: str, tier: str) -> Callable[..., None]:
+    """The row decoder of a format."""
     which, target = _FORMATS.index(fmt), _TIERS.index(tier)
 
-    @cfunc(types.void(*[_INT] * 3), cache=True)
     def get_one_row(row, k, dst):
         _row(which, target, row, k, dst)  # type: ignore[call-arg]  # Numba passes the context
 

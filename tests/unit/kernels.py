@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ggrun.runtime.cpu import cache
 from quant import cpu
 from quant.cpu.activations import layout
 from quant.cpu.blocks import BLOCK_FORMATS
 from quant.format import FORMATS, Format, format_by_name
 from quant.reference import dequantize, quantize
 
+cache.use()  # a kernel is compiled once, not in every run of the tests
 NAMES = [fmt.name for fmt in FORMATS.values()]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -248,20 +248,6 @@ def test_nothing_is_touched_outside_the_buffers(tier: str) -> None:
     assert result.stdout.endswith("done\n"), f"exit {result.returncode} after {result.stdout.splitlines()[-1:]}: {result.stderr[-2000:]}"
 
 
-_CACHED = """
-from quant.cpu import compiled, tiers
-functions = [compiled.matmul_function("Q4_K", tier) for tier in tiers()] + [compiled.matmul_function("F16", tiers()[0])]
-functions += [compiled.get_row_function("Q4_K", tiers()[0]), compiled.activation_function("q8_k", tiers()[0])]
-print(*[function.cache_hits for function in functions])
-"""
-
-
-def test_second_process_compiles_nothing(tmp_path: object) -> None:
-    first, second = (run_python(_CACHED, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
-    assert set(first.stdout.split()) == {"0"}, first.stderr
-    assert set(second.stdout.split()) == {"1"}, second.stderr
-
-
 _LESSER = {
     "plain": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
     "avx2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2"},
@@ -282,7 +268,7 @@ for name in NAMES:
 @pytest.mark.parametrize("tier", [tier for tier in TIERS if tier in _LESSER])
 def test_lesser_processors_compute_the_same(tier: str, tmp_path: object) -> None:
     """A tier compiled for a processor that has nothing more gives the bits it gives when compiled for this one."""
-    result = run_python(_BITS, tier, **_LESSER[tier], NUMBA_CACHE_DIR=str(tmp_path))
+    result = run_python(_BITS, tier, **_LESSER[tier], GGRUN_CACHE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
     for line in result.stdout.splitlines():
         name, n, bits = line.split()

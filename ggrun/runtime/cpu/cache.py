@@ -1,7 +1,7 @@
-"""Where compiled kernels are kept between runs: one folder per source and processor, found before any kernel is imported.
+"""Where compiled kernels are kept between runs: one folder per source, compiler and processor, found without importing Numba.
 
-Numba looks only at the file a kernel stands in, so the folder's name is a hash of all sources a kernel may be made of, of the
-versions of the compiler and of the processor. A lock keeps two first runs from compiling, and numbering their files, at once.
+The folder's name is a hash of all sources a kernel may be made of, of the compiler's version and settings, and of the processor.
+A lock keeps two first runs from doing the same work at once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from quant import objects
+from quant.processor import processor
+
 KEEP = 3  # folders: the current one and the last used others
-_LIST = "compiled.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +40,10 @@ class Cache:
             fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
             yield
 
-    def compiled(self) -> frozenset[str]:
-        """Names of the kernels the folder holds."""
-        try:
-            return frozenset((self.folder / _LIST).read_text().split())
-        except OSError:
-            return frozenset()
-
-    def add(self, name: str) -> None:
-        """Book a kernel. Only under the lock, alone."""
-        with (self.folder / _LIST).open("a") as file:
-            file.write(f"{name}\n")
-
 
 @functools.cache
 def use() -> Cache:
-    """Point Numba at this process's folder; once, before the first kernel is imported."""
-    import numba
-
+    """Keep this process's kernels in its folder; once, before the first is asked for."""
     base = os.environ.get("GGRUN_CACHE_DIR")
     if base is None:
         from platformdirs import user_cache_path
@@ -74,7 +63,7 @@ def use() -> Cache:
             f"compiled kernels cannot be kept in {kernels} ({error.strerror}), so every start compiles them again; "
             "the variable GGRUN_CACHE_DIR sets another folder"
         )
-    numba.config.CACHE_DIR = str(folder)
+    objects.keep_in(folder)
     return Cache(folder, note)
 
 
@@ -87,18 +76,20 @@ def _sources() -> Sequence[Path]:
 
 
 def _key() -> str:
-    """Hash of the sources (with place and time, which Numba compares too), compiler and processor."""
-    import llvmlite
-    import numba
-    from numba.core.registry import cpu_target
-
-    processor = cpu_target.target_context.codegen().magic_tuple()
-    facts = (sys.version, numba.__version__, llvmlite.__version__, processor, os.environ.get("GGRUN_CPU_TIER", ""))
-    digest = hashlib.sha256(repr(facts).encode())
-    for path in _sources():
-        digest.update(f"{path}\0{path.stat().st_mtime_ns}\0".encode())
+    """Hash of the sources, of the compiler with its settings, and of the processor."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("NUMBA_") or name == "GGRUN_CPU_TIER"}
+    digest = hashlib.sha256(repr((sys.version, processor(), sorted(settings.items()))).encode())
+    for path in (*_sources(), *map(_version_file, ("numba", "llvmlite"))):
+        digest.update(f"{path.parent.name}/{path.name}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
+
+
+def _version_file(package: str) -> Path:
+    """What says a package's version, without importing it."""
+    spec = find_spec(package)
+    assert spec is not None, f"{package} is not installed"
+    return Path(str(spec.origin)).with_name("_version.py")
 
 
 def _remove_old(kernels: Path, current: Path) -> None:

@@ -6,21 +6,10 @@ A wrong batch is a mistake of the program, not of its user.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import njit
 
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.runtime.cpu.words import control_field, load_i32
-
-RULES = (
-    "",
-    "a token id is outside the vocabulary",
-    "a sequence has no block table",
-    "a position is outside its sequence's block table",
-    "the positions of a sequence must rise",
-    "a block id is outside the KV arena",
-    "a sequence's tokens must follow one another",
-    "a logit row is outside the batch",
-)
 
 
 @njit
@@ -28,9 +17,8 @@ def _at(address, index):
     return np.int64(load_i32(address + 4 * index))
 
 
-@njit(types.int64(*[types.int64] * 5), nogil=True, cache=True)
 def broken_rule(control, n_vocab, n_tables, table_blocks, n_kv_blocks):
-    """Index into RULES of what is wrong with the batch in the control block, 0 when nothing is.
+    """Index into `executor.RULES` of what is wrong with the batch in the control block, 0 when nothing is.
 
     tables: [n_tables, table_blocks]; only the entries that its positions reach are looked at.
     """

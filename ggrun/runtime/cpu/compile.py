@@ -1,46 +1,60 @@
-"""From the names of a plan's steps to machine code: compiles the kernels they need, or loads them from the disk cache.
+"""From the names of a plan's steps to machine code: loads the kernels they need from the disk cache, or compiles them.
 
-A step "matmul.Q4_K" needs our driver `matmul` and quant.cpu's matrix product of Q4_K. Only what is asked for is compiled.
+A step "matmul.Q4_K" needs our driver `matmul` and quant.cpu's matrix product of Q4_K. Only what is asked for is compiled, and modules
+that import Numba (`MODULES`, quant.cpu.compiled) are imported only for that.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ggrun.errors import GgrunError
 from ggrun.runtime.cpu import cache
 from ggrun.runtime.executor import Progress
+from quant import objects
 
 if TYPE_CHECKING:
     from quant.cpu import ActivationKernel, GetRowKernel, MatmulKernel
 
     Function = ActivationKernel | MatmulKernel | GetRowKernel
 
-# our kernels and the module of ggrun.runtime.cpu.kernels each stands in
+# our functions and the module of ggrun.runtime.cpu each stands in
 MODULES: Mapping[str, str] = {
-    "embed": "rows",
-    "take_rows": "rows",
-    "rms_norm": "norm",
-    "rope_table": "rope",
-    "rope": "rope",
-    "query_tiles": "attention",
-    "kv_store": "attention",
-    "attention": "attention",
-    "add": "pointwise",
-    "glu_silu": "pointwise",
-    "quantize": "matmul",
-    "matmul": "matmul",
-    "route": "experts",
-    "group_experts": "experts",
-    "quantize_experts": "experts",
-    "expert_matmul": "experts",
-    "expert_sum": "experts",
+    "lead": "steps",
+    "serve": "steps",
+    "dismiss": "steps",
+    "broken_rule": "checks",
+    "embed": "kernels.rows",
+    "take_rows": "kernels.rows",
+    "rms_norm": "kernels.norm",
+    "rope_table": "kernels.rope",
+    "rope": "kernels.rope",
+    "query_tiles": "kernels.attention",
+    "kv_store": "kernels.attention",
+    "attention": "kernels.attention",
+    "add": "kernels.pointwise",
+    "glu_silu": "kernels.pointwise",
+    "quantize": "kernels.matmul",
+    "matmul": "kernels.matmul",
+    "route": "kernels.experts",
+    "group_experts": "kernels.experts",
+    "quantize_experts": "kernels.experts",
+    "expert_matmul": "kernels.experts",
+    "expert_sum": "kernels.experts",
 }
+_FAMILY = {  # of quant.cpu's functions, by the kernel that drives them
+    "quantize": "quantize",
+    "quantize_experts": "quantize",
+    "matmul": "rows",
+    "expert_matmul": "rows",
+    "embed": "get_row",
+}
+_ALWAYS = ("lead", "serve", "dismiss", "broken_rule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +70,22 @@ def _quant(kernel: str, name: str, tier: str) -> Function:
     from quant import cpu
     from quant.format import format_by_name
 
-    if kernel in ("quantize", "quantize_experts"):
+    if _FAMILY[kernel] == "quantize":
         return cpu.activation_kernel(name, tier)
-    if kernel == "embed":
+    if _FAMILY[kernel] == "get_row":
         return cpu.get_row_kernel(format_by_name(name), tier)
     return cpu.matmul_kernel(format_by_name(name), tier)
 
 
-@functools.cache
 def _own(name: str) -> int:
-    """Compile or load one of our kernels; its address stays good for the life of the process."""
-    from numba import cfunc, types
-
-    module = importlib.import_module(f"ggrun.runtime.cpu.kernels.{MODULES[name]}")
-    compiled = cfunc(types.int64(*[types.int64] * 4), cache=True, error_model="numpy")(getattr(module, name))
-    _compiled.append(compiled)
-    return int(compiled.address)
+    """Address of one of our functions, from the cache or compiled."""
+    return objects.address(name, lambda: getattr(importlib.import_module(f"ggrun.runtime.cpu.{MODULES[name]}"), name))
 
 
-_compiled: list[object] = []  # keeps the machine code
-
-
-def _module(name: str) -> ModuleType:
-    """What is compiled when imported."""
-    return importlib.import_module(f"ggrun.runtime.cpu.{name}")
+def function(name: str, n_arguments: int) -> Callable[..., int]:
+    """One of our functions to be called from Python with integers, without holding the interpreter's lock."""
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * n_arguments)
+    return kind(_own(name))
 
 
 def load(steps: Iterable[str], tier: str | None, progress: Progress | None = None) -> tuple[Mapping[str, Kernel], str]:
@@ -95,20 +101,18 @@ def load(steps: Iterable[str], tier: str | None, progress: Progress | None = Non
     except ValueError as error:
         raise GgrunError(f"{error}") from error
     names = sorted(set(steps))
-    jobs: dict[str, Callable[[], object]] = {name: functools.partial(_module, name) for name in ("team", "checks")}
+    jobs: dict[str, Callable[[], object]] = {name: functools.partial(_own, name) for name in _ALWAYS}
     for name in names:
         kernel, _, fmt = name.partition(".")
         jobs[kernel] = functools.partial(_own, kernel)
         if fmt:
-            jobs[f"{_FAMILY.get(kernel, kernel)}.{fmt}.{tier}"] = functools.partial(_quant, kernel, fmt, tier)
-    with store.locked(alone=not store.compiled() >= jobs.keys()):
-        new = [name for name in jobs if name not in store.compiled()]
+            jobs[f"{_FAMILY[kernel]}.{fmt}.{tier}"] = functools.partial(_quant, kernel, fmt, tier)
+    with store.locked(alone=not all(map(objects.kept, jobs))):
+        new = [name for name in jobs if not objects.kept(name)]
         for name, job in jobs.items():
             if progress and name in new:
                 progress("compile", new.index(name), len(new))
             job()
-            if name in new:
-                store.add(name)
         if progress and new:
             progress("compile", len(new), len(new))
     kernels = {}
@@ -116,6 +120,3 @@ def load(steps: Iterable[str], tier: str | None, progress: Progress | None = Non
         kernel, _, fmt = name.partition(".")
         kernels[name] = Kernel(_own(kernel), _quant(kernel, fmt, tier) if fmt else None)
     return kernels, store.note
-
-
-_FAMILY = {"quantize_experts": "quantize", "expert_matmul": "matmul"}  # kernels that drive the same function of quant.cpu

@@ -14,7 +14,19 @@ from ggrun.runtime.cpu.bind import Binder, Tensor
 from ggrun.runtime.cpu.cores import n_cores
 from ggrun.runtime.cpu.device import CpuDevice
 from ggrun.runtime.cpu.memory import Memory
+from ggrun.runtime.cpu.team import Team
 from ggrun.runtime.executor import Batch, Cancelled, Progress
+
+RULES = (  # what `checks` finds wrong with a batch
+    "",
+    "a token id is outside the vocabulary",
+    "a sequence has no block table",
+    "a position is outside its sequence's block table",
+    "the positions of a sequence must rise",
+    "a block id is outside the KV arena",
+    "a sequence's tokens must follow one another",
+    "a logit row is outside the batch",
+)
 
 
 class CpuExecutor:
@@ -43,9 +55,6 @@ class CpuExecutor:
         self._tensors = tensors
         kernels, note = compile.load((step.kernel for step in segment.lowered.steps), device.tier, progress)
         self.notes: list[str] = [note] if note else []
-        from ggrun.runtime.cpu.checks import RULES, broken_rule
-        from ggrun.runtime.cpu.team import Team
-
         cores = n_cores()
         self._n_threads, self._n_threads_batch = min(n_threads, cores), min(n_threads_batch, cores)
         team_size = max(self._n_threads, self._n_threads_batch)
@@ -60,7 +69,7 @@ class CpuExecutor:
         binder = Binder(program, segment, shape, tensors, kernels, base, base + self._kv_at)
         self._steps = np.frombuffer(binder.descriptors(), np.uint8).copy()
         self._constants = binder.constants
-        self._check, self._rules = broken_rule, RULES
+        self._broken_rule = compile.function("broken_rule", 5)
         self._team = Team(team_size)
         self._team.set(
             steps=self._steps.ctypes.data,
@@ -96,8 +105,8 @@ class CpuExecutor:
             tables_stride=tables.strides[0],
             out_rows=out_rows.ctypes.data,
         )
-        broken = self._check(self._team.control, self._program.n_vocab, *tables.shape, shape.n_kv_blocks)
-        assert not broken, self._rules[broken]
+        broken = self._broken_rule(self._team.control, self._program.n_vocab, *tables.shape, shape.n_kv_blocks)
+        assert not broken, RULES[broken]
         if not self._team.run(active):
             raise Cancelled
         return self.read_buffer(self._output.name, len(out_rows)).view(np.float32)

@@ -1,153 +1,24 @@
 """A persistent team of threads that works through a list of steps; the caller is thread 0, the others sleep in compiled code.
 
-A step is so many chunks, claimed one by one. It is over when its chunks are done, not when every thread has come by: a thread that
-lost its core to another program holds nobody up unless it is inside a chunk. Whoever finishes the last chunk goes on to the next
-step; steps of one chunk it does itself, without telling anyone. Knows nothing of what the steps compute.
-
-The word `work` is what there is to claim: from its low end 20 bits of serial number, 22 bits number of chunks, 21 bits next chunk.
-A claim adds to the last field; a chunk so claimed is of the step that `step` names until it is counted in `done`.
+What the threads do is `steps`, of which this module calls three functions. Knows nothing of what the steps compute.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ggrun.errors import GgrunError
-from ggrun.runtime.cpu import atomics, futex
-from ggrun.runtime.cpu.layout import CONTROL, CONTROL_BYTES, LINE, STEP_BYTES
-from ggrun.runtime.cpu.words import I64, control_field, field, store_i64, word
+from ggrun.runtime.cpu import compile
+from ggrun.runtime.cpu.layout import CONTROL, CONTROL_BYTES, LINE
 
 SPINS = 2000  # pauses before the core is offered to others: some tens of microseconds
 YIELDS = 100  # offers before sleeping
 MAX_THREADS = 1 << 12
-
-_SERIAL_BITS, _CHUNK_BITS = 20, 22
-_NEXT_SHIFT = _SERIAL_BITS + _CHUNK_BITS
-_SERIAL_MASK = (1 << _SERIAL_BITS) - 1
-_CHUNK_MASK = (1 << _CHUNK_BITS) - 1
-_STEP_MASK = (1 << _NEXT_SHIFT) - 1  # what stays the same while a step runs
-_MOST_CHUNKS = 1 << 20
-_EVERY_BIT = -1
-
-
-@intrinsic
-def _call(typingctx, function, step, control, thread, chunk):
-    """Call the kernel at an address."""
-
-    def codegen(context, builder, signature, args):
-        kernel = ir.FunctionType(I64, [I64, I64, I64, I64])
-        return builder.call(builder.inttoptr(args[0], kernel.as_pointer()), args[1:])
-
-    return types.int64(types.int64, types.int64, types.int64, types.int64, types.int64), codegen
-
-
-@njit
-def _publish(control, chunks):
-    """Let the team claim chunks of the step that `step` names; 0 says that there is nothing."""
-    work = atomics.load(word(control, "work"))
-    work = ((work + 1) & _SERIAL_MASK) | (chunks << _SERIAL_BITS)
-    futex.publish(word(control, "work"), work, word(control, "sleepers"))
-
-
-@njit
-def _do_alone(control, thread, step, chunks):
-    """A step that is not worth sharing, or has more chunks than can be counted."""
-    for chunk in range(chunks):
-        if atomics.load_relaxed(word(control, "abort")) != 0:
-            return
-        _call(field(step, "kernel"), step, control, thread, chunk)
-
-
-@njit
-def _go_on(control, thread, step):
-    """Do steps from `step` on until one has chunks to share, and share it, or finish the run."""
-    end = control_field(control, "steps_end")
-    while step < end:
-        if atomics.load(word(control, "abort")) != 0:
-            store_i64(word(control, "stopped"), 1)
-            break
-        chunks = _call(field(step, "kernel"), step, control, thread, -1)
-        if chunks == 1 or chunks > _MOST_CHUNKS:
-            _do_alone(control, thread, step, chunks)
-        elif chunks > 1:
-            store_i64(word(control, "step"), step)
-            atomics.exchange(word(control, "done"), 0)
-            _publish(control, chunks)
-            return
-        step += STEP_BYTES
-    _publish(control, 0)  # the last touch: the leader may start the next run at once
-
-
-@njit
-def _chunks(work):
-    return (work >> _SERIAL_BITS) & _CHUNK_MASK
-
-
-@njit
-def _work(control, thread, work):
-    """Claim and do one chunk of what `work` offers; or wait until it offers something else."""
-    if work >> _NEXT_SHIFT < _chunks(work):
-        work = atomics.add(word(control, "work"), 1 << _NEXT_SHIFT)
-        chunk, chunks = work >> _NEXT_SHIFT, _chunks(work)
-        if chunk < chunks:
-            step = control_field(control, "step")
-            if atomics.load_relaxed(word(control, "abort")) == 0:
-                _call(field(step, "kernel"), step, control, thread, chunk)
-            if atomics.add(word(control, "done"), 1) == chunks - 1:
-                _go_on(control, thread, step + STEP_BYTES)
-        return  # also when the claim came too late: the word may be another by now, and say that the run is over
-    futex.wait(
-        word(control, "work"),
-        _STEP_MASK,
-        work & _STEP_MASK,
-        word(control, "sleepers"),
-        control_field(control, "spins"),
-        control_field(control, "yields"),
-    )
-
-
-@njit(types.int64(types.int64, types.int64), nogil=True, cache=True)
-def lead(control, active):
-    """Work through all steps with `active` threads as thread 0; returns non-zero when abort stopped the run."""
-    if control_field(control, "active") != active:
-        store_i64(word(control, "active"), active)
-        futex.publish(word(control, "roster"), atomics.load(word(control, "roster")) + 1, word(control, "absent"))
-    store_i64(word(control, "stopped"), 0)
-    _go_on(control, 0, control_field(control, "steps"))
-    work = atomics.load(word(control, "work"))
-    while _chunks(work) != 0:
-        _work(control, 0, work)
-        work = atomics.load(word(control, "work"))
-    return control_field(control, "stopped")
-
-
-@njit(types.void(types.int64, types.int64), nogil=True, cache=True)
-def serve(control, thread):
-    """A worker's life: work when on the roster, else sleep, until the team quits."""
-    while True:
-        work = atomics.load(word(control, "work"))
-        roster = atomics.load(word(control, "roster"))
-        if control_field(control, "quit") != 0:  # set before both words change: looked at after both were read
-            return
-        if thread < control_field(control, "active"):
-            _work(control, thread, work)
-        else:
-            futex.wait(word(control, "roster"), _EVERY_BIT, roster, word(control, "absent"), 0, 0)
-
-
-@njit(types.void(types.int64), nogil=True, cache=True)
-def dismiss(control):
-    """Make every worker return from `serve`."""
-    store_i64(word(control, "quit"), 1)
-    _publish(control, 0)
-    futex.publish(word(control, "roster"), atomics.load(word(control, "roster")) + 1, word(control, "absent"))
 
 
 class Team:
@@ -161,9 +32,10 @@ class Team:
         self._words: NDArray[np.int64] = memory[skip : skip + CONTROL_BYTES].view(np.int64)
         self.control = self._words.ctypes.data
         self.set(spins=SPINS, yields=YIELDS, active=1)
+        self._lead, serve, dismiss = compile.function("lead", 2), compile.function("serve", 2), compile.function("dismiss", 1)
         threads = [threading.Thread(target=serve, args=(self.control, i), name=f"ggrun-cpu-{i}", daemon=True) for i in range(1, n_threads)]
         # also runs before the interpreter ends: the workers must not outlive the control block
-        self._stop = weakref.finalize(self, _stop, self._words, threads)
+        self._stop = weakref.finalize(self, _stop, dismiss, self._words, threads)
         try:
             for thread in threads:
                 thread.start()
@@ -179,7 +51,7 @@ class Team:
     def run(self, active: int) -> bool:
         """Do the steps with `active` threads; False when abort stopped it (which uses up the abort)."""
         assert 1 <= active <= self.n_threads
-        stopped: int = lead(self.control, active)
+        stopped = self._lead(self.control, active)
         if stopped:
             self.set(abort=0)
         return not stopped
@@ -193,7 +65,7 @@ class Team:
         self._stop()
 
 
-def _stop(words: NDArray[np.int64], threads: list[threading.Thread]) -> None:
+def _stop(dismiss: Callable[[int], int], words: NDArray[np.int64], threads: list[threading.Thread]) -> None:
     """`words` keeps the control block alive until the last worker has left it."""
     dismiss(words.ctypes.data)
     for thread in threads:
