@@ -169,6 +169,11 @@ class Emitter:
     def store(self, value: Value, address: Value, by: Value | int = 0) -> None:
         self.b.store(value, self.b.inttoptr(self.offset(address, by), value.type.as_pointer()), align=1)
 
+    def prefetch(self, address: Value, by: Value | int = 0) -> None:
+        """Ask for the cache line at an address, which may be anything, before it is needed: into the second-level cache."""
+        pointer = self.b.inttoptr(self.offset(address, by), I8.as_pointer())
+        self.call("llvm.prefetch.p0", ir.VoidType(), [pointer, self.const(0, I32), self.const(2, I32), self.const(1, I32)])
+
     def element(self, n_bytes: int) -> ir.Type:
         """The integer type of n_bytes bytes, for moving bits."""
         return ir.IntType(8 * n_bytes)
@@ -367,36 +372,24 @@ class Emitter:
         first, second = self.shuffle(quarters, [0, 8, 1, 9, 2, 10, 3, 11]), self.shuffle(quarters, [4, 12, 5, 13, 6, 14, 7, 15])
         return self.b.add(first, second)
 
-    # -- transposes -----------------------------------------------------------------------------------------------------
+    # -- transposition -----------------------------------------------------------------------------------------------------
 
-    def transpose8(self, rows: Sequence[Value]) -> list[Value]:
-        """L rows of <8 x i32> -> eight columns of <L x i32>, L a multiple of 4 up to 16."""
-        if len(rows) == 4:
-            halves = [[self.part(row, first, 4) for row in rows] for first in (0, 4)]
-            return [column for half in halves for column in self._transpose4(half, 1)]
-        if len(rows) == 16:
-            rows = [self.concat(rows[i], rows[i + 8]) for i in range(8)]
-        # Within each 128-bit quarter first: block q of rows 4g..4g+3 becomes columns 4q..4q+3 of those rows.
-        groups = [self._transpose4(rows[first : first + 4], rows[0].type.count // 4) for first in (0, 4)]
-        n = rows[0].type.count
-        columns = []
-        for quarter in (0, 1):
-            pick = [lane for half in range(0, n, 8) for lane in range(half + 4 * quarter, half + 4 * quarter + 4)]
-            for low, high in zip(*groups):
-                lanes = [lane for i in range(0, len(pick), 4) for lane in (*pick[i : i + 4], *(n + p for p in pick[i : i + 4]))]
-                columns.append(self.shuffle(low, lanes, high))
-        return columns
-
-    def _transpose4(self, rows: Sequence[Value], quarters: int) -> list[Value]:
-        """Four rows -> four columns within each 128-bit quarter."""
+    def transpose4(self, rows: Sequence[Value]) -> list[Value]:
+        """L rows of <4 x i32> -> four columns of <L x i32>, L = 4, 8 or 16."""
+        quarters = len(rows) // 4
+        joined = []
+        for i in range(4):
+            parts = list(rows[i::4])  # a quarter holds rows 4q .. 4q + 3 when transposed within quarters
+            while len(parts) > 1:
+                parts = [self.concat(*parts[j : j + 2]) for j in range(0, len(parts), 2)]
+            joined += parts
         n = 4 * quarters
 
         def interleave(a: Value, b: Value, picks: Sequence[int]) -> Value:
             """picks: 0..3 from a's quarter, 4..7 from b's."""
             return self.shuffle(a, [q + p if p < 4 else n + q + p - 4 for q in range(0, n, 4) for p in picks], b)
 
-        low, high = (0, 4, 1, 5), (2, 6, 3, 7)
-        pairs, halves = (0, 1, 4, 5), (2, 3, 6, 7)
-        a, c = interleave(rows[0], rows[1], low), interleave(rows[2], rows[3], low)
-        b, d = interleave(rows[0], rows[1], high), interleave(rows[2], rows[3], high)
+        low, high, pairs, halves = (0, 4, 1, 5), (2, 6, 3, 7), (0, 1, 4, 5), (2, 3, 6, 7)
+        a, c = interleave(joined[0], joined[1], low), interleave(joined[2], joined[3], low)
+        b, d = interleave(joined[0], joined[1], high), interleave(joined[2], joined[3], high)
         return [interleave(a, c, pairs), interleave(a, c, halves), interleave(b, d, pairs), interleave(b, d, halves)]

@@ -1,7 +1,7 @@
 """The block formats as kernels see them: one table of where quants and scales lie, and the code that reads them.
 
 Every format's quants are bit planes (`quant.bits`): a low plane and perhaps a higher one, so that one generic function reads 32
-neighbouring elements of any format; sub-block scales of the 256-element formats come in five packings, one function each.
+neighbouring elements of any format; sub-block scales of the 256-element formats come in five packings (`scales`).
 The arithmetic of a block is
 
     super-blocks (256 elements)   x = d * scale[j] * (q - offset) - dmin * minimum[j]     integer scales, float16 d and dmin
@@ -12,15 +12,13 @@ Knows the bytes of a block and nothing of rows, tokens or tiles. The definition 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from quant.cpu import scales
 from quant.iq import LEVELS
-from quant.simd import I1, I8, I16, I32, Emitter, Value, vec
-
-Scales = Callable[[Emitter, Value], tuple[Value, Value | None]]
-"""(emitter, block address) -> scales and minima, each <n_sub x i8>. Minima, and scales that come with minima, are below 64."""
+from quant.simd import I1, I8, I32, Emitter, Value, vec
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class BlockFormat:
     signed: bool = False
     levels: bool = False
     n_sub: int = 0
-    scales: Scales | None = None
+    scales: scales.Scales | None = None
 
     @property
     def n_elements(self) -> int:
@@ -77,7 +75,7 @@ def quants(e: Emitter, fmt: BlockFormat, units: Sequence[Unit]) -> Value:
             words = vec(I32, field.type.count // 4)  # no bit leaves its byte, so wider lanes shift bytes as well
             joined = e.b.or_(joined, e.cast(e.b.shl(e.cast(field, words), e.const(at, words)), field.type))
         at += plane.bits
-    return _level(e, joined) if fmt.levels else joined
+    return level(e, joined) if fmt.levels else joined
 
 
 def _field(e: Emitter, plane: Plane, units: Sequence[Unit]) -> Value:
@@ -124,7 +122,7 @@ def _bits(e: Emitter, plane: Plane, units: Sequence[Unit]) -> Value:
     return parts[0] if len(parts) == 1 else e.concat(*parts)
 
 
-def _level(e: Emitter, index: Value) -> Value:
+def level(e: Emitter, index: Value) -> Value:
     """LEVELS[index] of each byte below 16."""
     levels, n = [int(level) for level in LEVELS], index.type.count
     if e.target.avx2:
@@ -138,45 +136,6 @@ def _level(e: Emitter, index: Value) -> Value:
     return value
 
 
-def _shift(e: Emitter, words: Value, by: list[int], mask: int) -> Value:
-    return e.b.and_(e.b.lshr(words, e.table(words.type, by)), e.const(mask, words.type))
-
-
-def _scales_q2_k(e: Emitter, block: Value) -> tuple[Value, Value]:
-    both = e.load(block, vec(I8, 16))
-    return e.b.and_(both, e.const(15, both.type)), e.b.lshr(both, e.const(4, both.type))
-
-
-def _scales_q3_k(e: Emitter, block: Value) -> tuple[Value, None]:
-    nibbles = e.shuffle(e.load(block, vec(I32, 2), 96), [0, 1, 0, 1])
-    tops = e.splat(e.load(block, I32, 104), 4)
-    low, high = _shift(e, nibbles, [0, 0, 4, 4], 0x0F0F0F0F), _shift(e, tops, [0, 2, 4, 6], 0x03030303)
-    joined = e.cast(e.b.or_(low, e.b.shl(high, e.const(4, high.type))), vec(I8, 16))
-    return e.b.sub(joined, e.const(32, joined.type)), None
-
-
-def _scales_q4_k(e: Emitter, block: Value) -> tuple[Value, Value]:
-    words = e.load(block, vec(I32, 4))  # d and dmin, then the twelve bytes
-    low = e.b.lshr(e.shuffle(words, [1, 3, 2, 3]), e.table(vec(I32, 4), [0, 0, 0, 4]))
-    low = e.b.and_(low, e.table(low.type, [0x3F3F3F3F, 0x0F0F0F0F, 0x3F3F3F3F, 0x0F0F0F0F]))
-    high = e.b.lshr(e.shuffle(words, [1, 1, 2, 2]), e.const(2, low.type))
-    high = e.b.and_(high, e.table(high.type, [0, 0x30303030, 0, 0x30303030]))
-    both = e.cast(e.b.or_(low, high), vec(I8, 16))
-    return e.part(both, 0, 8), e.part(both, 8, 8)
-
-
-def _scales_q6_k(e: Emitter, block: Value) -> tuple[Value, None]:
-    return e.load(block, vec(I8, 16), 192), None
-
-
-def _scales_iq4_xs(e: Emitter, block: Value) -> tuple[Value, None]:
-    nibbles = e.splat(e.load(block, I32, 4), 8)
-    tops = e.splat(e.b.zext(e.load(block, I16, 2), I32), 8)
-    low, high = _shift(e, nibbles, list(range(0, 32, 4)), 15), _shift(e, tops, list(range(0, 16, 2)), 3)
-    joined = e.b.or_(low, e.b.shl(high, e.const(4, high.type)))
-    return e.b.trunc(e.b.sub(joined, e.const(32, joined.type)), vec(I8, 8)), None
-
-
 BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
     {
         fmt.name: fmt
@@ -187,12 +146,12 @@ BLOCK_FORMATS: Mapping[str, BlockFormat] = MappingProxyType(
             BlockFormat("Q5_1", 24, (Plane(8, 16, 4), Plane(4, 1, 1)), d_at=0, m_at=2),
             BlockFormat("Q8_0", 34, (Plane(2, 32, 8),), d_at=0, signed=True),
             BlockFormat("IQ4_NL", 18, (Plane(2, 16, 4),), d_at=0, signed=True, levels=True),
-            BlockFormat("Q2_K", 84, (Plane(16, 32, 2),), d_at=80, m_at=82, n_sub=16, scales=_scales_q2_k),
-            BlockFormat("Q3_K", 110, (Plane(32, 32, 2), Plane(0, 32, 1)), d_at=108, offset=4, n_sub=16, scales=_scales_q3_k),
-            BlockFormat("Q4_K", 144, (Plane(16, 32, 4),), d_at=0, m_at=2, n_sub=8, scales=_scales_q4_k),
-            BlockFormat("Q5_K", 176, (Plane(48, 32, 4), Plane(16, 32, 1)), d_at=0, m_at=2, n_sub=8, scales=_scales_q4_k),
-            BlockFormat("Q6_K", 210, (Plane(0, 64, 4), Plane(128, 32, 2)), d_at=208, offset=32, n_sub=16, scales=_scales_q6_k),
-            BlockFormat("IQ4_XS", 136, (Plane(8, 16, 4),), d_at=0, signed=True, levels=True, n_sub=8, scales=_scales_iq4_xs),
+            BlockFormat("Q2_K", 84, (Plane(16, 32, 2),), d_at=80, m_at=82, n_sub=16, scales=scales.Q2_K),
+            BlockFormat("Q3_K", 110, (Plane(32, 32, 2), Plane(0, 32, 1)), d_at=108, offset=4, n_sub=16, scales=scales.Q3_K),
+            BlockFormat("Q4_K", 144, (Plane(16, 32, 4),), d_at=0, m_at=2, n_sub=8, scales=scales.Q4_K),
+            BlockFormat("Q5_K", 176, (Plane(48, 32, 4), Plane(16, 32, 1)), d_at=0, m_at=2, n_sub=8, scales=scales.Q4_K),
+            BlockFormat("Q6_K", 210, (Plane(0, 64, 4), Plane(128, 32, 2)), d_at=208, offset=32, n_sub=16, scales=scales.Q6_K),
+            BlockFormat("IQ4_XS", 136, (Plane(8, 16, 4),), d_at=0, signed=True, levels=True, n_sub=8, scales=scales.IQ4_XS),
         )
     }
 )

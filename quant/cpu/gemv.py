@@ -42,7 +42,7 @@ def _super_block_sums(e: Emitter, fmt: BlockFormat, acts: Layout, block: Value, 
     """Scaled integer sums as <4 x i32>, their scale, and with minima the sums of minima likewise."""
     b = e.b
     assert fmt.scales is not None
-    scales, minima = fmt.scales(e, block)
+    scales, minima = fmt.scales.row(e, block)
     wide, width = vec(I16, fmt.n_sub), _units(e)
     products = []
     for first in range(0, 8, width):

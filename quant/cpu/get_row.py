@@ -27,7 +27,7 @@ def _block(e: Emitter, fmt: BlockFormat, block: Value, dst: Value) -> None:
     if not fmt.scales:
         _segment(e, fmt, quants(e, fmt, [(block, 0)]), [d], [m], b.fadd, dst)
         return
-    scales, minima = fmt.scales(e, block)
+    scales, minima = fmt.scales.row(e, block)
     steps = [b.fmul(d, _number(e, scales, j)) for j in range(fmt.n_sub)]
     offsets = [b.fmul(m, _number(e, minima, j)) if m is not None else None for j in range(fmt.n_sub)]
     each = fmt.n_sub // 8

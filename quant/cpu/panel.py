@@ -15,13 +15,15 @@ formula in docs/kernels.md. Rows beyond the last are clamped to it, so nothing i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from quant.cpu.activations import GROUP, Layout, layout
 from quant.cpu.arguments import Product
-from quant.cpu.blocks import BlockFormat, quants
+from quant.cpu.blocks import BlockFormat
+from quant.cpu.columns import Columns
 from quant.simd import F32, I8, I16, I32, I64, Emitter, Target, Value, vec
 
 STEPS = GROUP // 4
@@ -86,7 +88,9 @@ def emit(e: Emitter, fmt: BlockFormat, p: Product) -> None:
         def group(g: Value) -> None:
             present = e.minimum(b.sub(n_blocks, b.mul(g, e.const(group_blocks))), e.const(group_blocks))
             skip = b.mul(g, e.const(group_blocks * fmt.n_bytes))
-            e.count(shape.vectors, lambda m: _unpack(e, fmt, shape, p.scratch, m, skip, present))
+            vector_bytes = target.lanes * group_blocks * fmt.n_bytes
+            ahead = e.at(e.at(p.w, b.add(first, e.const(shape.rows)), p.row_bytes), g, shape.vectors * vector_bytes)
+            e.count(shape.vectors, lambda m: _unpack(e, fmt, shape, p.scratch, m, skip, present, e.at(ahead, m, vector_bytes)))
             tiles = e.at(p.x, b.mul(g, n_tiles), acts.n_bytes)
 
             def tile(i: Value) -> None:
@@ -119,69 +123,54 @@ def _write(e: Emitter, shape: Panel, results: Value, first: Value, p: Product) -
     e.count(p.n_tokens, token)
 
 
-def _unpack(e: Emitter, fmt: BlockFormat, shape: Panel, scratch: Value, m: Value, skip: Value, present: Value) -> None:
-    """Fills vector m of the panel from `present` blocks that lie `skip` bytes into each of its rows."""
+def _unpack(e: Emitter, fmt: BlockFormat, shape: Panel, scratch: Value, m: Value, skip: Value, present: Value, ahead: Value) -> None:
+    """Fills vector m of the panel from `present` blocks that lie `skip` bytes into each of its rows.
+
+    What lies at `ahead`, as many bytes as are read here, is fetched meanwhile in the order of the file.
+    """
     lanes, line = e.target.lanes, 4 * e.target.lanes * shape.vectors
     pointers = e.offset(e.at(scratch, m, 8 * lanes), shape["addresses"])
     rows = [e.offset(e.load(pointers, I64, 8 * i), skip) for i in range(lanes)]
     dst = e.at(scratch, m, 4 * lanes)
 
-    def halves(blocks: Sequence[Value], at: int) -> Value:
-        bits = e.zero(vec(I16, lanes))
-        for i, block in enumerate(blocks):
-            bits = e.b.insert_element(bits, e.load(block, I16, at), e.const(i, I32))
-        return e.widen_half(bits)
-
-    def put_quants(blocks: Sequence[Value], segment: int, at: Value) -> None:
-        columns = e.transpose8([e.cast(quants(e, fmt, [(block, segment)]), vec(I32, 8)) for block in blocks])
-        for i, column in enumerate(columns):
-            if fmt.signed and e.target.vnni:
-                column = e.b.xor(column, e.const(-0x7F7F7F80, column.type))  # 0x80 in every byte: unsigned, 128 too large
-            e.store(column, at, line * i)
+    def block(j: Value) -> None:
+        columns = Columns(e, fmt, [e.at(row, j, fmt.n_bytes) for row in rows])
+        if fmt.scales:
+            _unpack_scales(e, fmt, shape, columns, dst)
+        fetch = iter(range(0, lanes * fmt.n_bytes, 64))
+        units = columns.units()
+        for i, unit in enumerate(units):
+            for by in itertools.islice(fetch, -(-lanes * fmt.n_bytes // (64 * len(units)))):
+                e.prefetch(e.at(ahead, j, lanes * fmt.n_bytes), by)
+            at = e.at(dst, j, 8 * line)
+            for i, column in enumerate(columns.quants(unit)):
+                if fmt.signed and e.target.vnni:
+                    column = e.b.xor(column, e.const(-0x7F7F7F80, column.type))  # 0x80 in every byte: unsigned, 128 too large
+                e.store(column, at, shape["quants"] + line * (4 * unit + i))
+        at = e.at(dst, j, line)
+        e.store(columns.half(fmt.d_at), at, shape["d"])
+        if fmt.m_at is not None:
+            minimum = columns.half(fmt.m_at)
+            e.store(e.b.fneg(minimum) if fmt.scales else minimum, at, shape["m"])
 
     if fmt.scales:
-        _unpack_scales(e, fmt, shape, dst, rows)
-        for segment in range(8):
-            put_quants(rows, segment, e.offset(dst, shape["quants"] + 8 * line * segment))
-        e.store(halves(rows, fmt.d_at), dst, shape["d"])
-        if fmt.m_at is not None:
-            e.store(e.b.fneg(halves(rows, fmt.m_at)), dst, shape["m"])
-        return
-
-    def block(j: Value) -> None:
-        blocks = [e.at(row, j, fmt.n_bytes) for row in rows]
-        put_quants(blocks, 0, e.at(dst, j, 8 * line))
-        at = e.at(dst, j, line)
-        e.store(halves(blocks, fmt.d_at), at, shape["d"])
-        if fmt.m_at is not None:
-            e.store(halves(blocks, fmt.m_at), at, shape["m"])
-
-    e.count(present, block)
-
-
-def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, dst: Value, rows: Sequence[Value]) -> None:
-    """Integer scales and pairs of a super-block, transposed to a lane a row."""
-    b, line = e.b, 4 * e.target.lanes * shape.vectors
-    assert fmt.scales is not None
-    wide = vec(I16, fmt.n_sub)
-    read = [(b.sext(scales, wide), None if m is None else b.sext(m, wide)) for scales, m in (fmt.scales(e, row) for row in rows)]
-    if fmt.n_sub == 16:
-        columns = e.transpose8([e.cast(scales, vec(I32, 8)) for scales, _ in read])
-        minima = e.transpose8([e.cast(m, vec(I32, 8)) for _, m in read]) if fmt.m_at is not None else columns
+        block(e.const(0))
     else:
-        both = e.transpose8([e.cast(e.concat(scales, scales if m is None else m), vec(I32, 8)) for scales, m in read])
-        columns, minima = both[:4], both[4:]
-    for i, pair in enumerate(columns):
-        sixteen, high = e.const(16, pair.type), e.const(-65536, pair.type)
-        if e.target.vnni:
-            first, second = b.ashr(b.shl(pair, sixteen), sixteen), b.ashr(pair, sixteen)
-        else:
-            first = b.or_(b.shl(pair, sixteen), b.lshr(b.shl(pair, sixteen), sixteen))
-            second = b.or_(b.and_(pair, high), b.lshr(pair, sixteen))
-        e.store(first, dst, shape["scales"] + 2 * i * line)
-        e.store(second, dst, shape["scales"] + (2 * i + 1) * line)
-    for i, pair in enumerate(minima):
-        e.store(pair, dst, shape["pairs"] + i * line)
+        e.count(present, block)
+
+
+def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, columns: Columns, dst: Value) -> None:
+    """Integer scales and pairs of a super-block."""
+    b, line = e.b, 4 * e.target.lanes * shape.vectors
+    sixteen, low = e.const(16, columns.type), e.const(0xFFFF, columns.type)
+    scales, minima = columns.scales()
+    for i, scale in enumerate(scales):
+        if not e.target.vnni:
+            scale = b.or_(b.shl(scale, sixteen), b.and_(scale, low))
+        e.store(scale, dst, shape["scales"] + i * line)
+    paired = minima or scales
+    for i in range(fmt.n_sub // 2):
+        e.store(b.or_(b.shl(paired[2 * i + 1], sixteen), b.and_(paired[2 * i], low)), dst, shape["pairs"] + i * line)
 
 
 class _Tile:
