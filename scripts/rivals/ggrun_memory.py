@@ -1,0 +1,26 @@
+"""Prints what ggrun's process holds after a token, as JSON: `python ggrun_memory.py MODEL THREADS`.
+
+private: bytes of anonymous memory (smaps_rollup's `Anonymous`); arenas: those the ledger lists: KV, scratch and weights that are a copy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ggrun import Engine, Sampling
+
+
+def main() -> None:
+    with Engine.open(sys.argv[1], n_ctx=4096, n_threads=int(sys.argv[2])) as engine:
+        engine.submit(engine.tokenizer.encode("Hello"), Sampling(temperature=0, ignore_eos=True), n_predict=1).wait()
+        private = next(line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("Anonymous:"))
+        held = [line for line in engine.plan.ledger.lines if line.purpose in ("kv", "scratch") or "copy" in line.what]
+        print(json.dumps({"private": 1024 * int(private.split()[1]), "arenas": sum(line.n_bytes for line in held)}))
+
+
+if __name__ == "__main__":
+    main()

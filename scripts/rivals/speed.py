@@ -1,0 +1,124 @@
+"""Runs a group's tests: one worker for each engine and way of loading, measured in turns, A B A B, until the time of a test is over.
+
+Knows: workers and their requests. Must not know: what the figures are compared with.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from time import monotonic
+
+from .environments import Say, home, rival_python
+from .matrix import DEFAULT, FLASH, N_WARM, Group, Test
+from .results import OURS, Result
+from .worker import Worker
+
+HERE = Path(__file__).resolve().parent
+MOST_ROUNDS, BEHIND = 7, 0.85  # a setting that far behind the rival's best one in the first round is not asked again
+TIER = {"native": {}, "avx2": {"GGRUN_CPU_TIER": "avx2"}}
+SPIN = "while True: pass"
+
+
+def now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def ids(n: int) -> list[int]:
+    """The tokens both engines are given: ordinary ones of any vocabulary measured here."""
+    return [100 + 17 * i % 1000 for i in range(n)]
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """A process that wants a core all the time and may run on any."""
+    process = subprocess.Popen([sys.executable, "-c", SPIN])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Contestant:
+    """An engine in one setting: a worker and what it must be told first."""
+
+    def __init__(self, name: str, worker: Worker, flash: int, group: Group) -> None:
+        self.name, self._worker, self._group = name, worker, group
+        n_seqs = max(test.n_seqs for test in group.tests)
+        self._context = {"n_ctx": group.n_ctx, "n_seqs": n_seqs if n_seqs > 1 else 0, "flash": flash}
+        layout = "flash" if flash else "plain"
+        self._state = home() / "states" / f"{group.file.replace(' ', '-')}-{group.build}-{group.deepest}-{layout}"
+        self._depth = -1
+
+    def run(self, test: Test) -> tuple[float, int | None]:
+        """(tokens a second, id the prompt's logits point at) of one run; before the first at a depth, fills the context and warms up."""
+        self._worker.ask("context", **self._context)
+        if self._depth != test.depth:
+            deepest = self._group.deepest if test.depth else 0
+            self._worker.ask("fill", ids=ids(deepest), depth=test.depth, state=str(self._state))
+            self._worker.ask("prompt", ids=ids(N_WARM if test.depth else 256), depth=test.depth)
+            self._depth = test.depth
+        more = {} if test.kind == "prompt" else {"n_seqs": test.n_seqs}
+        answer = self._worker.ask(test.kind, ids=ids(test.n), depth=test.depth, **more)
+        return test.n_tokens / answer["seconds"], answer.get("top")
+
+
+@contextmanager
+def contestants(group: Group, model: Path, say: Say) -> Iterator[list[Contestant]]:
+    """ggrun and the rival's settings, each way of loading in a process of its own that stays until the group is over."""
+    python = rival_python(group.build, say)
+    logs = home() / "logs"
+    with ExitStack() as stack:
+        command: list[str | Path] = [sys.executable, HERE / "ggrun_worker.py", model, str(group.threads)]
+        ours = stack.enter_context(Worker(command, logs / "ggrun.log", TIER[group.build]))
+        workers: dict[bool, Worker] = {}
+        listed = [Contestant(OURS, ours, 0, group)]
+        for setting in group.settings:
+            if setting.repack not in workers:
+                mode = "repack" if setting.repack else "mapped"
+                command = [python, HERE / "llama_worker.py", model, str(group.threads), mode]
+                workers[setting.repack] = stack.enter_context(Worker(command, logs / f"llama-{mode}.log"))
+            listed.append(Contestant(str(setting), workers[setting.repack], FLASH[setting.flash], group))
+        yield listed
+
+
+def worth_repeating(samples: Mapping[str, list[float]]) -> set[str]:
+    """Engines to measure again after the first round: ours, the rival's default, and settings that could still be its best."""
+    best = max(median(values) for name, values in samples.items() if name != OURS)
+    return {name for name, values in samples.items() if name in (OURS, str(DEFAULT)) or median(values) >= BEHIND * best}
+
+
+def rounds(test: Test, who: list[Contestant], seconds: float, say: Say) -> dict[str, list[float]]:
+    """Figures of every contestant in turns, a round started while time is left; at least one each."""
+    samples: dict[str, list[float]] = {one.name: [] for one in who}
+    tops: dict[str, int | None] = {}
+    start = monotonic()
+    with busy_process() if test.busy else nullcontext():
+        for turn in range(MOST_ROUNDS):
+            again = worth_repeating(samples) if turn else set(samples)
+            for one in who:
+                if one.name in again:
+                    speed, tops[one.name] = one.run(test)
+                    samples[one.name].append(speed)
+            if monotonic() - start > seconds:
+                break
+    if len(set(tops.values())) > 1 and not test.depth:
+        say(f"  the engines disagree about the likeliest token after {test}: {tops}")
+    return samples
+
+
+def measure(group: Group, model: Path, done: set[str], say: Say, keep: Callable[[Result], None]) -> None:
+    """Measure the tests of a group that are not done yet, and hand on each result as soon as it is there."""
+    wanted = [test for test in group.tests if str(test) not in done]
+    if not wanted:
+        return
+    with contestants(group, model, say) as who:
+        for test in wanted:
+            samples = rounds(test, who, group.seconds, say)
+            keep(Result(group.name, str(test), group.file, group.threads, "t/s", samples, now()))
