@@ -97,7 +97,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show the groups and about how long they take")
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument("--results", type=Path, metavar="FILE", help="where results are kept (default: in the user's cache folder)")
-    parser.add_argument("--vocab", type=Path, metavar="FILE.gguf", help="tokenizer of the llama files (default: the shared one, or made up)")
+    parser.add_argument("--vocab", type=Path, metavar="FILE.gguf", help="the llama files' tokenizer (default: the shared one, or made up)")
     parser.add_argument("--write", type=Path, metavar="PAGE.md", help="put the table into this page, between its markers")
     return parser.parse_args()
 

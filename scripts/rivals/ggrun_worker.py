@@ -44,8 +44,8 @@ class Engine:
         return {}
 
     def run(self, ids: list[int], positions: list[int], seqs: list[int], wanted: list[int]) -> NDArray[np.float32]:
-        arrays = (np.array(numbers, np.int32) for numbers in (ids, positions, seqs))
-        return self.executor.run(Batch(*arrays, self.tables, np.array(wanted, np.int32)))
+        batch_ids, at, whose, rows = (np.array(numbers, np.int32) for numbers in (ids, positions, seqs, wanted))
+        return self.executor.run(Batch(batch_ids, at, whose, self.tables, rows))
 
     def append(self, ids: list[int], at: int) -> NDArray[np.float32]:
         logits = np.empty((0, 0), np.float32)

@@ -45,11 +45,10 @@ def answer(command: list[str | Path], environment: Mapping[str, str]) -> str:
 def our_first_token(model: Path, threads: int, cache: str | None = None) -> float:
     """Seconds to the first byte of `ggrun run`'s answer, or to its end where the one token has no text."""
     more = {"PYTHONPATH": str(HERE.parents[1])} | ({"GGRUN_CACHE_DIR": cache} if cache else {})
-    arguments = ["run", model, "-p", "Hello", "-n", 1, "-c", 4096, "-t", threads, "--temp", 0, "--ignore-eos", "--no-conversation"]
+    command = [sys.executable, "-m", "ggrun", "run", str(model), "-t", str(threads), "-c", "4096"]
+    command += ["-p", "Hello", "-n", "1", "--temp", "0", "--ignore-eos", "--no-conversation"]
     start = monotonic()
-    with subprocess.Popen(
-        [sys.executable, "-m", "ggrun", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | more
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | more) as process:
         assert process.stdout
         process.stdout.read(1)
         seconds = monotonic() - start
@@ -63,7 +62,8 @@ class Rival:
     """llama.cpp's start."""
 
     def __init__(self, group: Group, model: Path, say: Say) -> None:
-        self._command = [rival_python(group.build, say), HERE / "llama_worker.py", model, str(group.threads), "start"]
+        python = rival_python(group.build, say)
+        self._command: list[str | Path] = [python, HERE / "llama_worker.py", model, str(group.threads), "start"]
 
     def start(self) -> dict[str, float]:
         """begun, ended: seconds of one clock; private: bytes of anonymous memory after the first token."""
@@ -80,13 +80,13 @@ def measure_start(group: Group, model: Path, say: Say, keep: Callable[[Result], 
     rival = Rival(group, model, say)
     our_first_token(model, group.threads)
     rival.first_token()
-    for test, prepare in ((WARM, lambda: None), (COLD_FILE, lambda: drop_from_page_cache(model))):
+    for test in WARM, COLD_FILE:
         samples: dict[str, list[float]] = {OURS: [], str(DEFAULT): []}
         for _ in range(ROUNDS):
-            prepare()
-            samples[OURS].append(our_first_token(model, group.threads))
-            prepare()
-            samples[str(DEFAULT)].append(rival.first_token())
+            for engine in samples:
+                if test == COLD_FILE:
+                    drop_from_page_cache(model)
+                samples[engine].append(our_first_token(model, group.threads) if engine == OURS else rival.first_token())
         keep(Result(group.name, test, group.file, group.threads, "s", samples, now()))
     cold = []
     for _ in range(2):

@@ -15,7 +15,7 @@ QUIET, BUSY, SHARE = "tg64", "tg64 beside a busy process", "share kept beside a 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """At least so many times the rival's default and its best setting; or a limit of our own figure: time and memory at most, a share at least."""
+    """At least so many times the rival's default and its best setting; or a limit of our figure: most time or memory, least share."""
 
     default: float | None = None
     best: float | None = None

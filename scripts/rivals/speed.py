@@ -20,7 +20,9 @@ from .results import OURS, Result
 from .worker import Worker
 
 HERE = Path(__file__).resolve().parent
-MOST_ROUNDS, BEHIND = 7, 0.85  # a setting that far behind the rival's best one in the first round is not asked again
+LEAST_ROUNDS, MOST_ROUNDS = 3, 7
+OVERTIME = 3  # even the least rounds stop after that many times the seconds of a test
+BEHIND = 0.85  # a setting that far behind the rival's best is not asked again
 TIER = {"native": {}, "avx2": {"GGRUN_CPU_TIER": "avx2"}}
 SPIN = "while True: pass"
 
@@ -89,13 +91,13 @@ def contestants(group: Group, model: Path, say: Say) -> Iterator[list[Contestant
 
 
 def worth_repeating(samples: Mapping[str, list[float]]) -> set[str]:
-    """Engines to measure again after the first round: ours, the rival's default, and settings that could still be its best."""
+    """Engines to measure again: ours, the rival's default, and settings that could still be its best."""
     best = max(median(values) for name, values in samples.items() if name != OURS)
     return {name for name, values in samples.items() if name in (OURS, str(DEFAULT)) or median(values) >= BEHIND * best}
 
 
 def rounds(test: Test, who: list[Contestant], seconds: float, say: Say) -> dict[str, list[float]]:
-    """Figures of every contestant in turns, a round started while time is left; at least one each."""
+    """Figures of every contestant in turns, a round started while time is left; at least one of each."""
     samples: dict[str, list[float]] = {one.name: [] for one in who}
     tops: dict[str, int | None] = {}
     start = monotonic()
@@ -106,7 +108,8 @@ def rounds(test: Test, who: list[Contestant], seconds: float, say: Say) -> dict[
                 if one.name in again:
                     speed, tops[one.name] = one.run(test)
                     samples[one.name].append(speed)
-            if monotonic() - start > seconds:
+            late = monotonic() - start - seconds
+            if late > 0 and (turn + 1 >= LEAST_ROUNDS or late > (OVERTIME - 1) * seconds):
                 break
     if len(set(tops.values())) > 1 and not test.depth:
         say(f"  the engines disagree about the likeliest token after {test}: {tops}")
@@ -118,7 +121,11 @@ def measure(group: Group, model: Path, done: set[str], say: Say, keep: Callable[
     wanted = [test for test in group.tests if str(test) not in done]
     if not wanted:
         return
+    promising: dict[tuple[str, int], set[str]] = {}  # by kind and depth: a longer prompt is not run with what was slow on a short one
     with contestants(group, model, say) as who:
         for test in wanted:
-            samples = rounds(test, who, group.seconds, say)
+            like = test.kind, test.depth
+            samples = rounds(test, [one for one in who if one.name in promising.get(like, {one.name})], group.seconds, say)
+            if test.n_seqs == 1:
+                promising[like] = worth_repeating(samples)
             keep(Result(group.name, str(test), group.file, group.threads, "t/s", samples, now()))
