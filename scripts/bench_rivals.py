@@ -86,7 +86,7 @@ def run_group(group: Group, model: Path, store: Store) -> None:
 
 
 def listing(groups: list[Group]) -> str:
-    lines = [f"{group.name:20} {group.file:12} {group.minutes:5.1f} min  {', '.join(map(str, group.tests))}" for group in groups]
+    lines = [f"{group.name:20} {group.file:12} {group.minutes:5.1f} min  {', '.join(map(str, group.cases))}" for group in groups]
     return "\n".join([*lines, f"{'':33} {sum(group.minutes for group in groups):5.1f} min"])
 
 

@@ -1,4 +1,4 @@
-"""What is measured: groups of tests on one file, and the settings of the rival they are measured against."""
+"""What is measured: groups of cases on one file, and the settings of the rival they are measured against."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AUTO = ALL[:2]
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Case:
     """A prompt of n tokens, or n steps of one token for each of n_seqs sequences, behind `depth` tokens of context."""
 
     kind: str  # "prompt" | "tokens"
@@ -46,12 +46,12 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tests in the order they run, depths rising. `minutes` is an estimate; `seconds` bounds the rounds of a test."""
+    """Tests in the order they run, depths rising. `minutes` is an estimate; `seconds` bounds the rounds of a case."""
 
     name: str
     file: str
     minutes: float
-    tests: tuple[Test, ...] = ()
+    cases: tuple[Case, ...] = ()
     settings: tuple[Setting, ...] = ALL
     threads: int = 2
     build: str = "native"
@@ -60,21 +60,21 @@ class Group:
     @property
     def n_ctx(self) -> int:
         """Tokens a context must hold, all sequences together."""
-        return max(test.n_seqs * -(-(test.depth + test.n) // 256) * 256 for test in self.tests)
+        return max(case.n_seqs * -(-(case.depth + case.n) // 256) * 256 for case in self.cases)
 
     @property
     def deepest(self) -> int:
-        return max(test.depth for test in self.tests)
+        return max(case.depth for case in self.cases)
 
 
-def at_depth(depth: int, *prompts: int, tokens: int) -> tuple[Test, ...]:
-    return (*(Test("prompt", n, depth) for n in prompts), Test("tokens", tokens, depth))
+def at_depth(depth: int, *prompts: int, tokens: int) -> tuple[Case, ...]:
+    return (*(Case("prompt", n, depth) for n in prompts), Case("tokens", tokens, depth))
 
 
 SHORT = at_depth(0, 512, tokens=32)
-DEPTHS = tuple(test for depth in (0, 4096, 16384) for test in at_depth(depth, 512, 2048, tokens=128))
-SEQUENCES = tuple(Test("tokens", 32, n_seqs=n) for n in (1, 2, 4, 8, 16))
-BUSY = tuple(Test("tokens", 64, busy=busy) for busy in (False, True))
+DEPTHS = tuple(case for depth in (0, 4096, 16384) for case in at_depth(depth, 512, 2048, tokens=128))
+SEQUENCES = tuple(Case("tokens", 32, n_seqs=n) for n in (1, 2, 4, 8, 16))
+BUSY = tuple(Case("tokens", 64, busy=busy) for busy in (False, True))
 GROUPS = (
     Group("depth", "1B Q4_K_M", 18, DEPTHS),
     Group("sequences", "1B Q4_K_M", 3, SEQUENCES, seconds=25),
@@ -95,5 +95,5 @@ def shortened(group: Group) -> Group | None:
     """The group as --quick runs it: the settings with flash attention, no prompt of 2048, no depth beyond 4096, a third of the time."""
     if group.name in ("Qwen3", "1 thread", "8B"):
         return None
-    tests = tuple(t for t in group.tests if t.depth <= 4096 and t.n <= 512 and t.n_seqs in (1, 8))
-    return replace(group, tests=tests, settings=AUTO, seconds=group.seconds / 3, minutes=round(group.minutes / 3, 1))
+    cases = tuple(t for t in group.cases if t.depth <= 4096 and t.n <= 512 and t.n_seqs in (1, 8))
+    return replace(group, cases=cases, settings=AUTO, seconds=group.seconds / 3, minutes=round(group.minutes / 3, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from .matrix import DEFAULT, SEQUENCES, Test
+from .matrix import DEFAULT, SEQUENCES, Case
 from .processes import BEYOND, COLD_KERNELS, WARM
 from .results import OURS, Result
 
@@ -30,7 +30,7 @@ TARGETS = {
     ("depth", "tg128 @ d4096"): DEEP_TOKENS,
     ("depth", "pp512 @ d16384"): DEEP_PROMPT,
     ("depth", "tg128 @ d16384"): DEEP_TOKENS,
-    ("sequences", str(Test("tokens", SEQUENCES[0].n, n_seqs=8))): Target(default=2.5),
+    ("sequences", str(Case("tokens", SEQUENCES[0].n, n_seqs=8))): Target(default=2.5),
     ("busy", BUSY): Target(default=1.6),
     ("busy", SHARE): Target(limit=60),
     ("start", WARM): Target(best=1.0),
