@@ -41,9 +41,13 @@ class Engine:
         self.file, self.spec, self.plan = planned.file, planned.spec, planned.plan
         self.n_threads = planned.n_threads
         self.notes = list(planned.plan.notes)
-        self.tokenizer: Tokenizer = load_tokenizer(self.file.metadata)
-        self.chat_template: ChatTemplate = chat_template(self.file.metadata, self.tokenizer, template)
-        self._executor = make_executor(executor_name, planned, progress)
+        self._executor = make_executor(executor_name, planned, progress)  # first: its pages fill while the vocabulary is read
+        try:
+            self.tokenizer: Tokenizer = load_tokenizer(self.file.metadata)
+            self.chat_template: ChatTemplate = chat_template(self.file.metadata, self.tokenizer, template)
+        except BaseException:
+            self._executor.close()
+            raise
         self.notes += [*self.file.notes, *self._executor.notes]
         self._pool = BlockPool(self.plan.shape.n_kv_blocks)
         self._scheduler = Scheduler(self.plan.shape, self._pool, self._executor)

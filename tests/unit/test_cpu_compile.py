@@ -36,13 +36,13 @@ assert seen or "numba" not in sys.modules
 def test_compiled_once_and_announced(tmp_path: Path) -> None:
     first = python(LOAD, tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "('compile', 0, 8)" in first.stdout
-    assert "('compile', 8, 8)" in first.stdout
+    assert "('compile', 0, 9)" in first.stdout
+    assert "('compile', 9, 9)" in first.stdout
     again = python(LOAD, tmp_path)
     assert again.stdout.strip() == "[]"
     (folder,) = (tmp_path / "kernels").iterdir()
     names = sorted(path.name.partition(".")[0] for path in folder.glob("*.o"))
-    assert names == ["add", "broken_rule", "dismiss", "embed", "get_row", "lead", "rms_norm", "serve"]
+    assert names == ["add", "broken_rule", "dismiss", "embed", "get_row", "lead", "rms_norm", "serve", "touch"]
 
 
 def test_another_processor_has_another_folder_and_old_ones_go(tmp_path: Path) -> None:

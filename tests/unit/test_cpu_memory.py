@@ -1,14 +1,14 @@
-"""The executor's one reservation: there at once, of the asked size, or refused in words."""
+"""The executor's one reservation: of the asked size or refused in words, its pages made in the background."""
 
-import errno
-import mmap
+import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ggrun.errors import GgrunError
-from ggrun.runtime.cpu import memory as memory_module
+from ggrun.runtime.cpu.filling import Filling
 from ggrun.runtime.cpu.memory import Memory
 
 
@@ -17,21 +17,28 @@ def resident_bytes() -> int:
     return 1024 * int(fields["RssAnon"].split()[0])
 
 
-@pytest.mark.parametrize("knows_populate", [True, False])
-def test_every_page_is_there_before_use(knows_populate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not knows_populate:
-        monkeypatch.setattr(memory_module, "_advise", lambda pages, advice, start, length: False)
-    before = resident_bytes()
-    calls: list[tuple[str, int, int]] = []
-    n = (150 << 20) + 12345
-    memory = Memory(n, lambda *call: calls.append(call))
-    assert resident_bytes() - before >= n - (1 << 20)
-    assert [call[1] for call in calls] == [0, 64 << 20, 128 << 20, n]
-    assert {(stage, total) for stage, _, total in calls} == {("load", n)}
-    assert memory.n_bytes == n
+def test_pages_are_filled_in_the_background_and_keep_their_bytes() -> None:
+    n = 150 << 20
+    memory = Memory(n)
     whole = memory.view(0, n)
-    assert whole.ctypes.data == memory.address
+    whole[:: 50 << 20] = 7
+    before = resident_bytes()
+    filling = Filling(memory, [(64 << 20, 64 << 20), (0, n)])
+    filling.settle()
+    assert resident_bytes() - before >= n - (10 << 20)
+    assert (whole[:: 50 << 20] == 7).all()
+    whole[:: 50 << 20] = 0
     assert not whole.any()
+    filling.close()
+    filling.close()
+
+
+def test_filling_stops_when_told() -> None:
+    threads = threading.active_count()
+    filling = Filling(Memory(1 << 20), itertools.repeat((0, 1 << 20)))
+    assert threading.active_count() == threads + 1
+    filling.close()
+    assert threading.active_count() == threads
 
 
 def test_views_stay_inside_and_keep_the_memory() -> None:
@@ -52,12 +59,3 @@ def test_nothing_is_a_size() -> None:
 def test_too_much_is_an_error_in_words() -> None:
     with pytest.raises(GgrunError, match="cannot reserve .* MiB .* -c"):
         Memory(1 << 60)
-
-
-def test_pages_the_system_will_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(pages: mmap.mmap, advice: int, start: int, length: int) -> bool:
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
-
-    monkeypatch.setattr(memory_module, "_advise", refuse)
-    with pytest.raises(GgrunError, match="Cannot allocate memory"):
-        Memory(1 << 20)

@@ -29,6 +29,7 @@ MODULES: Mapping[str, str] = {
     "serve": "steps",
     "dismiss": "steps",
     "broken_rule": "checks",
+    "touch": "pages",
     "embed": "kernels.rows",
     "take_rows": "kernels.rows",
     "rms_norm": "kernels.norm",
@@ -54,7 +55,7 @@ _FAMILY = {  # of quant.cpu's functions, by the kernel that drives them
     "expert_matmul": "rows",
     "embed": "get_row",
 }
-_ALWAYS = ("lead", "serve", "dismiss", "broken_rule")
+_ALWAYS = ("lead", "serve", "dismiss", "broken_rule", "touch")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ggrun.runtime.cpu import compile
 from ggrun.runtime.cpu.bind import Binder, Tensor
 from ggrun.runtime.cpu.cores import n_cores
 from ggrun.runtime.cpu.device import CpuDevice
+from ggrun.runtime.cpu.filling import Filling
 from ggrun.runtime.cpu.memory import Memory
 from ggrun.runtime.cpu.team import Team
 from ggrun.runtime.executor import Batch, Cancelled, Progress
@@ -27,6 +28,7 @@ RULES = (  # what `checks` finds wrong with a batch
     "a sequence's tokens must follow one another",
     "a logit row is outside the batch",
 )
+FIRST_BYTES = 2 << 20  # a huge page: the first hundreds of tokens of a layer
 
 
 class CpuExecutor:
@@ -62,7 +64,8 @@ class CpuExecutor:
         self._thread_at = segment.scratch_bytes
         self._kv_at = self._thread_at + shape.n_threads * segment.thread_bytes
         assert team_size <= shape.n_threads
-        self._memory: Memory | None = Memory(self._kv_at + segment.kv_bytes, progress)
+        self._memory: Memory | None = Memory(self._kv_at + segment.kv_bytes)
+        self._filling = Filling(self._memory, self._wanted())
         base = self._memory.address
         if load_weights:
             load_weights()
@@ -77,6 +80,12 @@ class CpuExecutor:
             scratch=base + self._thread_at,
             scratch_stride=segment.thread_bytes,
         )
+
+    def _wanted(self) -> list[tuple[int, int]]:
+        """All memory, (offset, n_bytes), in the order in which it is wanted: scratch, the beginnings of the layers' arenas, the rest."""
+        first = min(FIRST_BYTES, self._segment.kv_bytes)
+        beginnings = [(self._kv_at + min(place.offset, self._segment.kv_bytes - first), first) for place in self._segment.kv.values()]
+        return [(0, self._kv_at), *beginnings, (self._kv_at, self._segment.kv_bytes)]
 
     @property
     def allocated_bytes(self) -> int:
@@ -134,9 +143,14 @@ class CpuExecutor:
             n, at = place.block_bytes, self._kv_at + place.offset
             self._memory.view(at + target * n, n)[:] = self._memory.view(at + source * n, n)
 
+    def settle(self) -> None:
+        """Wait until every page is there: what is measured after that is the steady speed."""
+        self._filling.settle()
+
     def close(self) -> None:
         """Stop the threads and let go of the memory; a view handed out before keeps it alive."""
         self._team.close()
+        self._filling.close()
         self._memory = None
 
 
