@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggrun.engine.samplers import Candidates
+    from ggrun.engine.candidates import Candidates
     from ggrun.text import Tokenizer
 
 # canonical name -> other names, and the letter it has in --sampling-seq
@@ -110,6 +110,16 @@ class Sampling:
         object.__setattr__(self, "dry_sequence_breakers", _breakers(self.dry_sequence_breakers))
         object.__setattr__(self, "logit_bias", tuple(_bias(entry) for entry in self.logit_bias))
 
+    @property
+    def penalizes(self) -> bool:
+        """Whether tokens of the text so far are made less likely (or more)."""
+        return self.repeat_last_n != 0 and (self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0)
+
+    @property
+    def looks_for_repetition(self) -> bool:
+        """Whether DRY does anything."""
+        return self.dry_multiplier != 0 and self.dry_base >= 1 and self.dry_penalty_last_n != 0
+
 
 def _check_range(name: str, value: Any) -> None:
     flag, least, greatest = _RANGES[name]
@@ -172,17 +182,15 @@ class Sampler:
     def __init__(self, sampling: Sampling, n_vocab: int, tokenizer: Tokenizer | None = None) -> None:
         import numpy as np
 
+        from ggrun.engine.dry import Repetition
+
         self.sampling = sampling
         self.seed = sampling.seed if sampling.seed >= 0 else secrets.randbits(32)
         self.random = np.random.Generator(np.random.PCG64(self.seed))
         self.mu = 2.0 * sampling.mirostat_tau
-        self.tokenizer = tokenizer
-        self.history: list[int] = []  # all accepted tokens, kept only where DRY looks back
-        self.counts: Counter[int] = Counter()  # of the last repeat_last_n tokens
+        self.repetition = Repetition(sampling, tokenizer)
+        self.counts = np.zeros(n_vocab if sampling.penalizes else 0, np.float32)  # of each token among the last repeat_last_n
         self._recent: deque[int] = deque()
-        self._penalizes = sampling.repeat_last_n != 0 and (
-            sampling.repeat_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-        )
         bias = dict.fromkeys(sorted(tokenizer.end_of_generation), -math.inf) if sampling.ignore_eos and tokenizer else {}
         for id_, value in sampling.logit_bias:
             if id_ >= n_vocab:
@@ -193,22 +201,22 @@ class Sampler:
 
     def accept(self, id: int) -> None:
         """Note that `id` is part of the text."""
-        if self.sampling.dry_multiplier:
-            self.history.append(id)
-        if self._penalizes:
-            self._recent.append(id)
+        last_n = self.sampling.repeat_last_n
+        if self.sampling.looks_for_repetition:
+            self.repetition.accept(id)
+        if self.sampling.penalizes:
             self.counts[id] += 1
-            if 0 <= self.sampling.repeat_last_n < len(self._recent):
-                oldest = self._recent.popleft()
-                self.counts[oldest] -= 1
-                if not self.counts[oldest]:
-                    del self.counts[oldest]
+            if last_n > 0:
+                self._recent.append(id)
+                if len(self._recent) > last_n:
+                    self.counts[self._recent.popleft()] -= 1
 
     def sample(self, logits: NDArray[np.float32]) -> SampledToken:
         """The next token. logits: float32 [n_vocab], left as they are. GgrunError when nothing may be chosen."""
         import numpy as np
 
-        from ggrun.engine.samplers import CHAINS, Candidates
+        from ggrun.engine.candidates import Candidates
+        from ggrun.engine.samplers import CHAINS
 
         peak = float(logits.max())
         if math.isnan(peak):
@@ -220,17 +228,18 @@ class Sampler:
         if peak == -math.inf:
             raise GgrunError("the model gave no token a usable logit: the file's weights are damaged or not what its metadata says")
         candidates = Candidates(logits)
+        total = candidates.weights()[1]
         if len(self._bias_ids):
             candidates.add(self._bias_ids, self._bias_values)
         for step in CHAINS[self.sampling.mirostat](self.sampling):
             step(candidates, self)
         id_ = self._draw(candidates)
-        total = float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64))
         return SampledToken(id_, float(logits[id_]) - peak - math.log(total))
 
     def _draw(self, candidates: Candidates) -> int:
         position = candidates.draw(self.random)
         if self.sampling.mirostat and self.sampling.temperature > 0:
-            surprise = -math.log2(max(float(candidates.probabilities()[position]), 1e-300))
+            weights, total = candidates.weights()
+            surprise = -math.log2(float(weights[position]) / total)
             self.mu -= self.sampling.mirostat_eta * (surprise - self.sampling.mirostat_tau)
         return candidates.id_at(position)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ggrun.engine.candidates import Candidates
 from ggrun.engine.sampling import DEFAULT_SAMPLERS, SampledToken, Sampler, Sampling, sampler_names
 from ggrun.errors import GgrunError
 from ggrun.text import load_tokenizer
@@ -105,11 +106,9 @@ def test_ties_are_cut_by_id_wherever_they_stand() -> None:
 @pytest.mark.parametrize("k", [1, 5, 40, 63, 200, 4999])
 def test_the_largest_of_many(k: int) -> None:
     logits = np.random.default_rng(k).choice(np.arange(-200, 200).astype(np.float32), 5000)
-    from ggrun.engine.samplers import Candidates
-
     candidates = Candidates(logits)
     candidates.top(k)
-    order = np.lexsort((np.arange(5000), -logits))[:k]
+    order = np.sort(np.lexsort((np.arange(5000), -logits))[:k])
     assert candidates.ids is not None
     assert candidates.ids.tolist() == order.tolist()
     assert candidates.logits.tolist() == logits[order].tolist()
