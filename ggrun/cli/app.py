@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ggrun import __version__
+from ggrun.cli.bench import bench
 from ggrun.cli.chat import chat
 from ggrun.cli.logits import logits
 from ggrun.cli.options import ReaderGone, command
@@ -24,7 +25,7 @@ from ggrun.cli.tokenize import tokenize
 from ggrun.cli.trace import trace
 from ggrun.errors import GgrunError
 
-COMMANDS = (chat, run, show, plan, tokenize, logits, trace)
+COMMANDS = (chat, run, bench, show, plan, tokenize, logits, trace)
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings its own copy of Click in some versions; this one is the one it raises
 
 

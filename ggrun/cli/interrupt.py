@@ -1,10 +1,12 @@
-"""Ctrl-C while the model writes: stops the answer, not the program."""
+"""Ctrl-C while a model computes."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from types import FrameType
 
 
@@ -27,3 +29,29 @@ def interruptible(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def aborting(abort: Callable[[], None]) -> Iterator[None]:
+    """While the body runs, Ctrl-C also calls `abort` at once.
+
+    Python's own handler, which raises KeyboardInterrupt, has to wait until compiled code comes back to the main thread.
+    """
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+
+    def watch() -> None:
+        while number := os.read(woken, 1):
+            if number[0] == signal.SIGINT:
+                abort()
+
+    watcher = Thread(target=watch, name="ggrun-interrupt", daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(wake)
+        watcher.join()
+        os.close(woken)

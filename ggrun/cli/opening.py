@@ -82,4 +82,4 @@ def no_gpu(options: EngineOptions, screen: Screen) -> None:
     except ValueError:
         raise GgrunError(f"-ngl {wanted} is neither a number nor auto nor all") from None
     if layers:
-        screen.note(f"-ngl {wanted}: there is no CUDA device ggrun can use; every layer runs on the CPU")
+        screen.once(f"-ngl {wanted}: there is no CUDA device ggrun can use; every layer runs on the CPU")

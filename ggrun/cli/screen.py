@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -70,6 +71,31 @@ class Screen:
                 bars.update(tasks[stage], completed=done, total=total, amount=amount(done, total), visible=done < total)
 
             yield bar
+
+
+class Live:
+    """One line on a terminal that is written over; elsewhere nothing. Twice a second at most: it must not disturb what it tells of."""
+
+    INTERVAL = 0.5  # seconds
+
+    def __init__(self, screen: Screen) -> None:
+        self._terminal = screen.terminal
+        self._next = 0.0
+
+    def show(self, text: Callable[[], str]) -> None:
+        """Write over the line what `text` says, unless it was written just now."""
+        if self._terminal and (now := monotonic()) >= self._next:
+            self._next = now + self.INTERVAL
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            sys.stderr.write(f"\r\x1b[K{text()[: width - 1]}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Empty the line, so that something else can be written; the next show() is not held back."""
+        self._next = 0.0
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 def amount(done: int, total: int) -> str:

@@ -148,7 +148,7 @@ def test_a_named_model_brings_its_settings(tmp_path: Path) -> None:
     assert json.loads(ggrun("plan", "-m", "doc", "--json", folder=tmp_path).stdout)["n_ctx"] == 96
 
 
-@pytest.mark.parametrize("command", ["chat", "run", "show", "plan", "tokenize", "logits", "trace"])
+@pytest.mark.parametrize("command", ["chat", "run", "bench", "show", "plan", "tokenize", "logits", "trace"])
 def test_files_that_are_no_models(command: str, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"MZ\x90" + bytes(100))
     more = {"tokenize": ["hi"], "logits": ["--tokens", "1", "--out", "l.npy"], "run": ["-p", "hi"], "chat": ["-p", "hi"]}.get(command, [])

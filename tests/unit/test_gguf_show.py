@@ -8,8 +8,9 @@ import gguf as pypi
 import numpy as np
 import pytest
 
-from ggrun.cli.show import FILE_TYPES, describe, show
+from ggrun.cli.show import describe, show
 from ggrun.gguf import GgufWriter, open_gguf
+from ggrun.gguf.filetypes import FILE_TYPES
 from quant.format import Format, format_by_name
 from tests.conftest import shared_path
 

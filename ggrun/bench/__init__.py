@@ -1,0 +1,1 @@
+"""`ggrun bench`: how many tokens a second a model computes. Drives executors directly: no tokenizer, no sampling, no scheduler."""
