@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggrun.gguf.error import GgufError, quoted
+from ggrun.gguf.strings import find_starts
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -105,13 +109,19 @@ class Cursor:
         if self.walk_left < 0:
             raise self.error(f"{what} has {n} entries; with those before, that is more than a header may hold")
 
-    def skip_strings(self, n: int, what: str) -> None:
-        """Step over `n` strings in a row, some 50 ns each: nothing but their lengths is looked at."""
+    def skip_strings(self, n: int, what: str) -> NDArray[np.int64]:
+        """Step over `n` strings in a row; where each begins, its length included. Nothing but their lengths is looked at."""
         self.walk(n, what)
-        unpack, buffer, position = _U64.unpack_from, self.buffer, self.position
+        if n == 0:
+            return np.empty(0, np.int64)
+        known = find_starts(self.buffer, self.position, n)
+        starts = np.empty(n, np.int64)
+        starts[: len(known)] = known
+        unpack, buffer, position = _U64.unpack_from, self.buffer, int(known[-1])
         i = 0
         try:
-            for i in range(n):  # noqa: B007 (the error names i)
+            for i in range(len(known) - 1, n):
+                starts[i] = position
                 (length,) = unpack(buffer, position)
                 position += 8 + length
         except (struct.error, OverflowError):
@@ -120,3 +130,4 @@ class Cursor:
         if position > self.size:
             raise self.error(f"string {i} of {n} in {what} reaches beyond the end of the file: {_DAMAGED}")
         self.position = position
+        return starts

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggrun.gguf.cursor import NESTED_ARRAY_COST, Cursor
+from ggrun.gguf.strings import decode_all
 from ggrun.gguf.value import ARRAY, BOOL, STRING, VALUE_TYPES, ValueType
 
 MAX_DEPTH = 4
@@ -28,13 +30,15 @@ class MetadataArray(Sequence[Any]):
 
     __slots__ = ("_buffer", "_end", "_n", "_start", "_starts", "_type")
 
-    def __init__(self, buffer: memoryview, element_type: ValueType, n: int, start: int, end: int) -> None:
+    def __init__(
+        self, buffer: memoryview, element_type: ValueType, n: int, start: int, end: int, starts: NDArray[np.int64] | None = None
+    ) -> None:
         self._buffer = buffer
         self._type = element_type
         self._n = n
         self._start = start
         self._end = end
-        self._starts: list[int] | None = None  # of strings and nested arrays, once one is asked for by index
+        self._starts = starts  # of strings, and of nested arrays once one is asked for by index
 
     @property
     def element_type(self) -> str:
@@ -67,9 +71,7 @@ class MetadataArray(Sequence[Any]):
         if self._type.layout:
             value = self._type.layout.unpack_from(self._buffer, self._start + i * self._type.layout.size)[0]
             return bool(value) if self._type.id == BOOL else value
-        if self._starts is None:
-            self._starts = list(self._element_starts())
-        return self._element(self._starts[i])
+        return self._element(int(self._all_starts()[i]))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.tolist())
@@ -80,6 +82,8 @@ class MetadataArray(Sequence[Any]):
             return self.numpy().tolist()  # type: ignore[no-any-return]
         if self._type.id == ARRAY:
             return [self._element(start) for start in self._element_starts()]
+        if self._n and (decoded := decode_all(self._buffer, self._all_starts(), self._end)) is not None:
+            return decoded
         raw = bytes(self._buffer[self._start : self._end])  # slices of bytes are cheaper than of a mapping
         unpack, position, strings = _LENGTH.unpack_from, 0, []
         for _ in range(self._n):
@@ -94,6 +98,20 @@ class MetadataArray(Sequence[Any]):
             raise TypeError(f"an array of {self._type.name} has no NumPy form")
         values = np.frombuffer(self._buffer, self._type.dtype, self._n, self._start) if self._n else np.empty(0, self._type.dtype)
         return values != 0 if self._type.id == BOOL else values.copy()
+
+    def packed(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+        """Strings as they lie in the file: bytes, not copied, and where each string starts and ends in them."""
+        starts = self._all_starts()
+        return (
+            np.frombuffer(self._buffer[self._start : self._end], np.uint8),
+            starts + 8 - self._start,
+            np.append(starts[1:], self._end) - self._start,
+        )
+
+    def _all_starts(self) -> NDArray[np.int64]:
+        if self._starts is None:
+            self._starts = np.fromiter(self._element_starts(), np.int64, self._n)
+        return self._starts
 
     def _element(self, start: int) -> Any:
         if self._type.id == STRING:
@@ -154,13 +172,13 @@ def _read_array(cursor: Cursor, depth: int) -> MetadataArray:
         raise cursor.error(f"arrays are nested more than {MAX_DEPTH} deep")
     type_ = _read_type(cursor, "the array's element type")
     n = cursor.count("the array's length", type_.least_bytes)
-    start = cursor.position
+    start, starts = cursor.position, None
     if type_.layout:
         cursor.skip(n * type_.layout.size, "the array")
     elif type_.id == STRING:
-        cursor.skip_strings(n, "the array")
+        starts = cursor.skip_strings(n, "the array")
     else:
         cursor.walk(n, "the array", NESTED_ARRAY_COST)
         for _ in range(n):
             _read_array(cursor, depth + 1)
-    return MetadataArray(cursor.buffer, type_, n, start, cursor.position)
+    return MetadataArray(cursor.buffer, type_, n, start, cursor.position, starts)

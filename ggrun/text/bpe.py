@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from math import inf
 from re import Pattern
 
 from ggrun.text.characters import to_byte_alphabet
 from ggrun.text.error import TextError
+from ggrun.text.merges import Merges
 from ggrun.text.merging import merged_ids
 from ggrun.text.pretokenizers import PreTokenizer
 from ggrun.text.vocabulary import PREFIX, Vocabulary
@@ -20,16 +20,14 @@ from ggrun.text.words import SPACE, WordIds, space_boundary
 
 
 class BytePairEncoder:
-    """`merges`: "left right", best first; of equal ones the first counts. TextError for an entry without two parts."""
+    """`merges`: "left right", best first. TextError for an entry without two parts."""
 
     def __init__(self, vocabulary: Vocabulary, merges: Sequence[str], pretokenizer: PreTokenizer) -> None:
-        malformed = next((i for i, pair in enumerate(merges) if " " not in pair[1:]), None)
-        if malformed is not None:
+        self._merges = Merges(merges)
+        if (malformed := self._merges.malformed()) is not None:
             raise TextError(f'{PREFIX}merges[{malformed}] is {merges[malformed]!r:.60}; an entry must be two symbols, "left right"')
         self._ids = vocabulary.ids
         self._pre = pretokenizer
-        last = len(merges) - 1
-        self._ranks: dict[str, float] = dict(zip(reversed(merges), range(last, -1, -1)))
         self._words = WordIds(self._encode_word)
 
     def encode(self, text: str) -> list[int]:
@@ -41,7 +39,7 @@ class BytePairEncoder:
 
     @cached_property
     def _boundary(self) -> Pattern[str]:
-        return space_boundary(pair.replace(" ", "", 1) for pair in self._ranks if SPACE in pair)
+        return space_boundary(pair.replace(" ", "", 1) for pair in self._merges.pairs if SPACE in pair)
 
     def _encode_word(self, word: str) -> list[int]:
         if self._pre.byte_level:
@@ -49,10 +47,7 @@ class BytePairEncoder:
         whole = self._ids.get(word)
         if whole is not None and (self._pre.whole_words or (self._pre.whole_newlines and not word.strip("\n"))):
             return [whole]
-        return merged_ids(word, self._rank, self._ids, self._fall_back)
-
-    def _rank(self, left: str, right: str) -> float:
-        return self._ranks.get(f"{left} {right}", inf)
+        return merged_ids(word, self._merges.rank, self._ids, self._fall_back)
 
     def _fall_back(self, symbol: str) -> list[int]:
         """Ids of the symbol's bytes, those that there are tokens for."""

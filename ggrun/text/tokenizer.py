@@ -15,7 +15,7 @@ from ggrun.text.error import TextError
 from ggrun.text.pretokenizers import find_pretokenizer
 from ggrun.text.special import SpecialMatcher, assign_roles
 from ggrun.text.spm import SentencePieceEncoder
-from ggrun.text.vocabulary import PREFIX, TokenType, Vocabulary, flag, name_of, read_vocabulary, string_list
+from ggrun.text.vocabulary import PREFIX, TokenType, Vocabulary, flag, name_of, read_vocabulary, strings
 from ggrun.text.words import SPACE
 
 _NOT_SHOWN = frozenset((TokenType.CONTROL, TokenType.UNKNOWN))
@@ -150,7 +150,7 @@ def _sentence_piece(metadata: Mapping[str, object], vocabulary: Vocabulary) -> S
 def _byte_pair(metadata: Mapping[str, object], vocabulary: Vocabulary, pre: str = "") -> Spelling:
     pre = pre or name_of(metadata, PREFIX + "pre") or "default"
     rule = find_pretokenizer(pre)
-    merges = [] if pre == "kimi-k2" and PREFIX + "merges" not in metadata else string_list(metadata, PREFIX + "merges")
+    merges = [] if pre == "kimi-k2" and PREFIX + "merges" not in metadata else strings(metadata, PREFIX + "merges")
     encoder = BytePairEncoder(vocabulary, merges, rule)
     return Spelling(
         encoder.encode, from_byte_alphabet if rule.byte_level else _spell_spaces, add_bos=rule.add_bos, always_bos=rule.always_bos

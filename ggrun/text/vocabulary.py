@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import ne
 from typing import Any, Final
 
 from ggrun.text.error import TextError
@@ -78,13 +79,24 @@ def read_vocabulary(metadata: Mapping[str, object], defaults: Mapping[str, int])
     types = _numbers(metadata, PREFIX + "token_type", n)
     typed = bool(types)
     known = frozenset(TokenType)
-    types = [type_ if type_ in known else TokenType.UNDEFINED for type_ in types] if typed else [TokenType.NORMAL] * n
+    if not typed:
+        types = [TokenType.NORMAL] * n
+    elif not known.issuperset(types):
+        types = [type_ if type_ in known else TokenType.UNDEFINED for type_ in types]
     special = {name: id_ for name, id_ in defaults.items() if id_ < n}
     for name, keys in SPECIAL_KEYS.items():
         for key in reversed(keys):
             if (id_ := _special_id(metadata, PREFIX + key, n)) is not None:
                 special[name] = id_
     return Vocabulary(tokens, scores, types, special, typed)
+
+
+def strings(metadata: Mapping[str, object], key: str) -> Sequence[str]:
+    """`string_list`, but an array that a file holds packed stays there."""
+    value = metadata.get(key)
+    if getattr(value, "element_type", None) == "string" and isinstance(value, Sequence) and len(value) <= MAX_TOKENS:
+        return value
+    return string_list(metadata, key)
 
 
 def string_list(metadata: Mapping[str, object], key: str) -> list[str]:
@@ -133,7 +145,7 @@ def _numbers(metadata: Mapping[str, object], key: str, n: int) -> list[Any]:
         raise TextError(f"{key} has {len(values)} entries, fewer than the {n} tokens")
     if not set(map(type, values)) <= {int, float}:
         raise TextError(f"{key} must be an array of numbers")
-    if any(value != value for value in values):
+    if any(map(ne, values, values)):
         raise TextError(f"{key} contains a value that is not a number (NaN)")
     return values[:n]
 
