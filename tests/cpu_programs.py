@@ -41,6 +41,12 @@ class Tensor:
     def address(self) -> int:
         return int(self.raw.ctypes.data)
 
+    def read(self, start: int, target: memoryview) -> None:
+        target[:] = memoryview(self.raw)[start : start + len(target)]
+
+    def release(self) -> None:
+        """There is no file to go back to."""
+
 
 class Weights(dict[str, Tensor]):
     """Makes random tensors."""
@@ -131,7 +137,8 @@ class Model:
 
 def plan(program: Program, device: CpuDevice, **pins: object) -> Plan:
     request = Request(**{"n_ctx": 256, "n_ubatch": 64, "n_logits": 64, "n_threads": 1, **pins})  # type: ignore[arg-type]
-    return make_plan(program, device, request, 256, {}, 1 << 40)
+    weights = {"mapped file pages": sum(weight.n_bytes for weight in program.weights.values())}
+    return make_plan(program, device, request, 256, weights, 1 << 40)
 
 
 @contextmanager

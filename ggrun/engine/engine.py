@@ -40,7 +40,6 @@ class Engine:
     def __init__(self, planned: Planned, executor_name: str = "cpu", progress: Progress | None = None, template: str | None = None) -> None:
         self.file, self.spec, self.plan = planned.file, planned.spec, planned.plan
         self.n_threads = planned.n_threads
-        self.notes = list(planned.plan.notes)
         self._executor = make_executor(executor_name, planned, progress)  # first: its pages fill while the vocabulary is read
         try:
             self.tokenizer: Tokenizer = load_tokenizer(self.file.metadata)
@@ -48,7 +47,6 @@ class Engine:
         except BaseException:
             self._executor.close()
             raise
-        self.notes += [*self.file.notes, *self._executor.notes]
         self._pool = BlockPool(self.plan.shape.n_kv_blocks)
         self._scheduler = Scheduler(self.plan.shape, self._pool, self._executor)
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -76,6 +74,11 @@ class Engine:
         except BaseException:
             planned.file.close()
             raise
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the user about how the model was opened, and what became of it since."""
+        return [*self.plan.notes, *self.file.notes, *self._executor.notes]
 
     @property
     def n_ctx(self) -> int:

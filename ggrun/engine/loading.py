@@ -13,7 +13,7 @@ from pathlib import Path
 from ggrun.errors import GgrunError
 from ggrun.gguf import GgufFile, open_gguf
 from ggrun.models import ModelSpec, build_program
-from ggrun.plan.memory import available_bytes
+from ggrun.plan.memory import available_bytes, has_huge_pages
 from ggrun.plan.planner import Plan, Request, make_plan
 from ggrun.program.program import Program
 from ggrun.runtime.cpu.cores import n_cores
@@ -83,6 +83,7 @@ def plan_model(path: str | Path | None, options: Options) -> Planned:
             n_logits=options.n_logits,
             n_threads=max(n_threads, n_batch_threads),
             load_mode=options.load_mode,
+            copy_weights=options.load_mode == "auto" and options.executor == "cpu" and has_huge_pages(),
             reuse=options.reuse,
         )
         device = CpuDevice()

@@ -113,17 +113,32 @@ class FileBytes:
             with contextlib.suppress(OSError):  # a kernel without huge pages is only slower
                 memory.madvise(mmap.MADV_HUGEPAGE)
         with memoryview(memory) as target:
-            done = 0
-            while done < len(target):
-                try:
-                    n = os.preadv(self._fd, [target[done : done + _CHUNK_BYTES]], start + done)
-                except OSError as error:
-                    raise GgufError(f"{self.path} cannot be read at byte {start + done}: {error.strerror}") from None
-                if n == 0:
-                    raise GgufError(f"{self.path} ends at byte {start + done} while it is read: it was cut short after it was opened")
-                done += n
-                progress(n)
+            self.read(start, target, progress)
         self._hold(memory, start)
+
+    def read(self, start: int, target: memoryview, progress: Callable[[int], None] | None = None) -> None:
+        """Fill `target` with the file's bytes from `start` on, past the mapping: no page of it is touched.
+
+        `progress` is called with the number of bytes of every chunk read. GgufError when the file cannot be read or ends.
+        """
+        done = 0
+        while done < len(target):
+            try:
+                n = os.preadv(self._fd, [target[done : done + _CHUNK_BYTES]], start + done)
+            except OSError as error:
+                raise GgufError(f"{self.path} cannot be read at byte {start + done}: {error.strerror}") from None
+            if n == 0:
+                raise GgufError(f"{self.path} ends at byte {start + done} while it is read: it was cut short after it was opened")
+            done += n
+            if progress:
+                progress(n)
+
+    def release(self, start: int, end: int) -> None:
+        """Let go of the mapped pages within `start` and `end`: the process holds them no more; whoever looks at them maps them again."""
+        first, last = start + -start % mmap.PAGESIZE, end - end % mmap.PAGESIZE
+        if self._mapping is not None and first < last and hasattr(mmap, "MADV_DONTNEED"):
+            with contextlib.suppress(OSError):  # locked pages stay
+                self._mapping.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def lock(self, start: int, end: int) -> str:
         """Lock the bytes from `start` to `end` in RAM; "" or, when the system refuses, why (they stay mapped)."""

@@ -61,3 +61,12 @@ class Tensor:
     def address(self) -> int:
         """Address of the first byte, valid until the file is closed or loaded in another mode."""
         return self._bytes.address(self.offset)
+
+    def read(self, start: int, target: memoryview) -> None:
+        """Fill `target` with the tensor's bytes from `start` on, read from its file. GgufError when it cannot be read."""
+        assert 0 <= start <= start + len(target) <= self.n_bytes
+        self._bytes.read(self.offset + start, target)
+
+    def release(self) -> None:
+        """Say that its mapped pages are not needed for now: they no longer count as this process's memory."""
+        self._bytes.release(self.offset, self.offset + self.n_bytes)

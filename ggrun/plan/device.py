@@ -85,6 +85,18 @@ class KvPlace:
     block_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class WeightCopy:
+    """Weights that move to private memory after loading: their offsets in it, in the order of use, and its size.
+
+    Filling it stops when less than `least_available` bytes of the machine's memory are available.
+    """
+
+    offsets: Mapping[str, int]
+    n_bytes: int
+    least_available: int
+
+
 @dataclass(frozen=True)
 class Segment:
     """Consecutive units on one device: its steps and the byte offset of every buffer and work area in the scratch arena."""
@@ -97,6 +109,7 @@ class Segment:
     thread_bytes: int
     kv: Mapping[str, KvPlace]
     kv_bytes: int
+    copy: WeightCopy | None = None
 
 
 def missing(device: str, pairs: Iterable[tuple[str, str]]) -> MissingKernels:

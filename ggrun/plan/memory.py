@@ -1,4 +1,4 @@
-"""How much memory this process may still take: the machine's, or its control group's where that is tighter."""
+"""How much memory this process may still take (the machine's, or its control group's where that is tighter), and on which pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def available_bytes(cgroup: Path = CGROUP, machine: Callable[[], int] = lambda: int(psutil.virtual_memory().available)) -> int:
@@ -21,6 +22,14 @@ def available_bytes(cgroup: Path = CGROUP, machine: Callable[[], int] = lambda: 
         if limit is not None and used is not None:
             limits.append(limit - used + _stat((cgroup / limit_file).parent / "memory.stat", stat_key))
     return max(0, min(limits))
+
+
+def has_huge_pages(switch: Path = HUGE_PAGES) -> bool:
+    """Whether private memory gets huge pages when it asks for them."""
+    try:
+        return "[never]" not in switch.read_text()
+    except OSError:
+        return False
 
 
 def _number(path: Path) -> int | None:

@@ -6,11 +6,11 @@ Order: place, lower (fuse and choose kernels), lay out at T = n_ubatch and R = n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggrun.errors import GgrunError
 from ggrun.plan.arena import align, pack, spans
-from ggrun.plan.device import KV_BLOCK_TOKENS, Device, KvPlace, Segment, Shape
+from ggrun.plan.device import KV_BLOCK_TOKENS, Device, KvPlace, Segment, Shape, WeightCopy
 from ggrun.plan.ledger import Ledger, Line, human
 from ggrun.program.program import Program
 
@@ -32,6 +32,7 @@ class Request:
     n_logits: int = 0  # 0: one row a sequence
     n_threads: int = 1
     load_mode: str = "auto"
+    copy_weights: bool = False  # when it fits, matrices move to private memory in the background
     reuse: bool = True  # False: every buffer keeps its own bytes, for trace
 
 
@@ -142,12 +143,43 @@ def _lay_out(
     for state in program.states.values():
         kv[state.name] = KvPlace(kv_bytes, device.kv_block_bytes(state))
         kv_bytes = align(kv_bytes + blocks * kv[state.name].block_bytes)
-    segment = Segment(device.name, program.units, lowered, offsets, scratch, thread, kv, kv_bytes)
-    lines = [Line(device.name, "weights", what, n) for what, n in weights_bytes.items()]
-    lines += [
+    lines = [
         Line(device.name, "kv", f"KV cache, {shape.n_ctx} tokens x {shape.n_seqs} sequences, f16", kv_bytes),
         Line(device.name, "scratch", f"activations of {shape.n_ubatch} tokens", scratch),
         Line(device.name, "scratch", f"private scratch of {shape.n_threads} threads", thread * shape.n_threads),
         Line(device.name, "reserve", "Python, compiled kernels, tokenizer (measured)", device.reserve_bytes()),
     ]
-    return Plan(program, shape, (segment,), Ledger(tuple(lines)), available, request.load_mode, notes)
+    weights = [Line(device.name, "weights", what, n) for what, n in weights_bytes.items()]
+    copy = None
+    if request.copy_weights:
+        copy = _weight_copy(program, available)
+        copied = _copy_lines(program, copy, weights)
+        if sum(line.n_bytes for line in copied + lines) <= available - available // 4:
+            weights = copied
+        else:
+            copy = None
+            notes += (_NO_COPY.format(human(available)),)
+    segment = Segment(device.name, program.units, lowered, offsets, scratch, thread, kv, kv_bytes, copy)
+    return Plan(program, shape, (segment,), Ledger((*weights, *lines)), available, request.load_mode, notes)
+
+
+_NO_COPY = "the weights stay on the file's pages: their copy on huge pages would not leave a quarter of the {} available free"
+
+
+def _weight_copy(program: Program, available: int) -> WeightCopy:
+    """All matrices one after the other; what is looked up row by row, and small vectors, are not worth it."""
+    matrices = dict.fromkeys(op.weights[0] for op in program.ops if op.kind in ("linear", "expert_linear"))
+    offsets: dict[str, int] = {}
+    end = 0
+    for name in matrices:
+        offsets[name] = end
+        end = align(end + program.weights[name].n_bytes)
+    return WeightCopy(offsets, end, available // 8)
+
+
+def _copy_lines(program: Program, copy: WeightCopy, weights: list[Line]) -> list[Line]:
+    """The weights' lines when the matrices of the first, the mapped ones, move to a copy."""
+    mapped, *others = weights
+    rest = mapped.n_bytes - sum(program.weights[name].n_bytes for name in copy.offsets)
+    private = replace(mapped, what="matrices, private copy on huge pages, filled in the background", n_bytes=copy.n_bytes)
+    return [replace(mapped, what=f"other {mapped.what}", n_bytes=rest), private, *others]

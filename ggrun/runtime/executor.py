@@ -48,6 +48,10 @@ class Executor(Protocol):
         """Copy one KV block of every layer (used when sequences that share a prefix part inside a block)."""
         ...
 
+    def settle(self) -> None:
+        """Wait until the weights lie where they stay: what is measured after that is the steady speed."""
+        ...
+
     def close(self) -> None:
         """Stop threads and free all memory; may be called twice."""
         ...

@@ -74,6 +74,9 @@ class ReferenceExecutor:
             k[target * n : target * n + n] = k[source * n : source * n + n]
             v[target * n : target * n + n] = v[source * n : source * n + n]
 
+    def settle(self) -> None:
+        """Weights stay where they are."""
+
     def close(self) -> None:
         self._weights.clear()
         self.values.clear()

@@ -103,14 +103,18 @@ def test_copied_block_continues_another_sequence() -> None:
     n_seqs=st.integers(1, 4),
     n_ctx=st.integers(32, 5000),
     reuse=st.booleans(),
+    copy_weights=st.booleans(),
 )
 @settings(max_examples=15)
-def test_ledger_equals_allocation(model: Model, n_threads: int, n_ubatch: int, n_seqs: int, n_ctx: int, reuse: bool) -> None:
+def test_ledger_equals_allocation(
+    model: Model, n_threads: int, n_ubatch: int, n_seqs: int, n_ctx: int, reuse: bool, copy_weights: bool
+) -> None:
     """What is allocated is what the ledger lists, to the byte."""
     program, tensors = replace(model, n_layer=1).build()
     pins = {"n_threads": n_threads, "n_ubatch": n_ubatch, "n_seqs": n_seqs, "n_ctx": n_ctx, "reuse": reuse, "n_logits": n_seqs}
+    pins["copy_weights"] = copy_weights
     made = plan(program, CpuDevice(), **pins)
-    ledger = made.ledger.total(purpose="kv") + made.ledger.total(purpose="scratch")
+    ledger = sum(line.n_bytes for line in made.ledger.lines if line.purpose in ("kv", "scratch") or "private copy" in line.what)
     seqs = Sequences(n_seqs, made.shape.n_ctx)
     with executor(program, tensors, **pins) as cpu:
         assert cpu.allocated_bytes == ledger

@@ -52,6 +52,36 @@ def test_a_private_copy_does_not_follow_the_file_and_a_mapping_does(model: Path)
         assert private.tensors["blk.1.weight"].raw[:4].view(np.float32)[0] == 2
 
 
+def test_a_tensor_is_read_past_its_mapping(model: Path) -> None:
+    with open_gguf(model) as file:
+        tensor = file.tensors["blk.1.weight"]
+        part = bytearray(100)
+        tensor.read(8, memoryview(part))
+        assert bytes(part) == tensor.raw[8:108].tobytes()
+        os.truncate(model, tensor.offset + 4)
+        with pytest.raises(GgufError, match=f"ends at byte {tensor.offset + 4} while it is read"):
+            tensor.read(0, memoryview(bytearray(8)))
+
+
+def test_released_pages_are_no_longer_held_and_come_back(tmp_path: Path) -> None:
+    def held() -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+        return int(line.split()[1]) * 1024
+
+    path = tmp_path / "large.gguf"
+    writer = GgufWriter(path)
+    writer.add("general.architecture", "llama")
+    writer.add_tensor("large", (4 << 20,), format_by_name("F32"), np.arange(4 << 20, dtype=np.float32))
+    writer.write()
+    with open_gguf(path) as file:
+        tensor = file.tensors["large"]
+        total = int(tensor.raw.sum(dtype=np.int64))
+        before = held()
+        tensor.release()
+        assert before - held() > tensor.n_bytes - (1 << 20)
+        assert int(tensor.raw.sum(dtype=np.int64)) == total
+
+
 def test_a_private_copy_is_aligned_as_the_file_is(model: Path) -> None:
     with open_gguf(model, "none") as file:
         assert all(tensor.address % file.alignment == 0 for tensor in file.tensors.values())

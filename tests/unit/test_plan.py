@@ -1,6 +1,8 @@
 """The planner: what fits, what is refused and with which numbers, and that the ledger adds up."""
 
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ import pytest
 from ggrun.errors import GgrunError
 from ggrun.plan.device import KV_BLOCK_TOKENS, Lowered, Step
 from ggrun.plan.ledger import human
-from ggrun.plan.memory import available_bytes
+from ggrun.plan.memory import available_bytes, has_huge_pages
 from ggrun.plan.planner import DEFAULT_CTX_LIMIT, DoesNotFit, Plan, Request, make_plan
-from ggrun.program.program import Buffer, KvState, Program
+from ggrun.program.program import Buffer, KvState, Op, Program, Weight
+from quant.format import format_by_name
 
 MIB = 1 << 20
 PROGRAM = Program(
@@ -73,6 +76,53 @@ def test_weights_larger_than_memory_need_mmap_and_then_say_the_speed() -> None:
         plan(Request(), 200 * MIB, weights=300 * MIB)
     p = plan(Request(load_mode="mmap"), 200 * MIB, weights=300 * MIB)
     assert any("disk" in note for note in p.notes)
+
+
+def copying(available: int, **pins: object) -> Plan:
+    """A plan of 100 MiB of mapped weights; 80 MiB and a bit are two matrices, the head's being the embedding's, too."""
+    weights = {"embedding": (1024, 20 * 1024), "matrix": (1024, 60 * 1024 + 1), "table": (1024, 10 * 1024), "norm": (1024,)}
+    ops = [
+        Op("embed", ("ids",), ("x",), ("embedding",), None, "layer.0.attn"),
+        Op("linear", ("x",), ("x",), ("matrix", "norm"), None, "layer.0.attn"),
+        Op("linear", ("x",), ("x",), ("matrix",), None, "layer.0.attn"),
+        Op("embed", ("ids",), ("x",), ("table",), None, "layer.0.attn"),
+        Op("linear", ("x",), ("y",), ("embedding",), None, "layer.0.attn"),
+    ]
+    q8_0 = format_by_name("Q8_0")
+    program = replace(
+        PROGRAM, ops=tuple(ops), weights={name: Weight(name, q8_0, dims, q8_0.row_bytes(math.prod(dims))) for name, dims in weights.items()}
+    )
+    request = Request(n_ctx=256, copy_weights=True, **pins)  # type: ignore[arg-type]
+    return make_plan(program, Fake(), request, 4096, {"mapped": 100 * MIB}, available)  # type: ignore[arg-type]
+
+
+def test_matrices_get_a_copy_and_the_rest_stays_mapped() -> None:
+    p = copying(200 * MIB)
+    copy = p.segments[0].copy
+    assert copy is not None
+    row = 1024 // 32 * 34
+    assert copy.offsets == {"matrix": 0, "embedding": -(-row * (60 * 1024 + 1) // 64) * 64}
+    mapped, private = (line for line in p.ledger.lines if line.purpose == "weights")
+    assert private.n_bytes == copy.n_bytes == copy.offsets["embedding"] + 20 * 1024 * row
+    assert mapped.n_bytes == 100 * MIB - row * (80 * 1024 + 1)
+    assert copy.least_available == 25 * MIB
+
+
+def test_a_copy_that_would_not_leave_a_quarter_free_is_not_made_and_said() -> None:
+    need = copying(1000 * MIB).ledger.total()
+    assert copying(need * 4 // 3 + 2).segments[0].copy is not None
+    p = copying(need * 4 // 3 - 2)
+    assert p.segments[0].copy is None
+    assert [line.what for line in p.ledger.lines if line.purpose == "weights"] == ["mapped"]
+    assert "stay on the file's pages" in p.notes[-1]
+
+
+def test_huge_pages_are_there_unless_switched_off(tmp_path: Path) -> None:
+    switch = tmp_path / "enabled"
+    assert not has_huge_pages(switch)
+    for text, there in (("always [madvise] never", True), ("[always] madvise never", True), ("always madvise [never]", False)):
+        switch.write_text(text)
+        assert has_huge_pages(switch) == there
 
 
 def test_parallel_sequences_share_the_context_asked_for() -> None:

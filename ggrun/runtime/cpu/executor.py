@@ -15,6 +15,7 @@ from ggrun.runtime.cpu.cores import n_cores
 from ggrun.runtime.cpu.device import CpuDevice
 from ggrun.runtime.cpu.filling import Filling
 from ggrun.runtime.cpu.memory import Memory
+from ggrun.runtime.cpu.residency import Residency
 from ggrun.runtime.cpu.team import Team
 from ggrun.runtime.executor import Batch, Cancelled, Progress
 
@@ -67,10 +68,11 @@ class CpuExecutor:
         self._memory: Memory | None = Memory(self._kv_at + segment.kv_bytes)
         self._filling = Filling(self._memory, self._wanted())
         base = self._memory.address
+        self._residency = Residency(segment.copy, tensors, self.notes) if segment.copy else None
         if load_weights:
             load_weights()
         binder = Binder(program, segment, shape, tensors, kernels, base, base + self._kv_at)
-        self._steps = np.frombuffer(binder.descriptors(), np.uint8).copy()
+        self._steps = np.frombuffer(binder.descriptors(), np.int64).copy()
         self._constants = binder.constants
         self._broken_rule = compile.function("broken_rule", 5)
         self._team = Team(team_size)
@@ -80,6 +82,8 @@ class CpuExecutor:
             scratch=base + self._thread_at,
             scratch_stride=segment.thread_bytes,
         )
+        if self._residency:
+            self._residency.start(self._steps, self._filling.settle)
 
     def _wanted(self) -> list[tuple[int, int]]:
         """All memory, (offset, n_bytes), in the order in which it is wanted: scratch, the beginnings of the layers' arenas, the rest."""
@@ -89,8 +93,9 @@ class CpuExecutor:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of scratch, thread scratch and KV: what the ledger lists for them."""
-        return self._memory.n_bytes if self._memory else 0
+        """Bytes of scratch, thread scratch, KV and copied weights: what the ledger lists for them."""
+        copied = self._residency.n_bytes if self._residency else 0
+        return self._memory.n_bytes + copied if self._memory else 0
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits float32 [R, n_vocab], a view that the next run overwrites. Raises Cancelled after abort.
@@ -144,14 +149,18 @@ class CpuExecutor:
             self._memory.view(at + target * n, n)[:] = self._memory.view(at + source * n, n)
 
     def settle(self) -> None:
-        """Wait until every page is there: what is measured after that is the steady speed."""
+        """Wait until every page is there and the weights lie where they stay: what is measured after that is the steady speed."""
         self._filling.settle()
+        if self._residency:
+            self._residency.settle()
 
     def close(self) -> None:
         """Stop the threads and let go of the memory; a view handed out before keeps it alive."""
         self._team.close()
         self._filling.close()
-        self._memory = None
+        if self._residency:
+            self._residency.close()
+        self._memory = self._residency = None
 
 
 def _int32(array: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -1,4 +1,4 @@
-"""The one block of memory an executor works in: scratch, the threads' scratch, KV. Its addresses are reserved once; it never grows."""
+"""The blocks of memory an executor works in: one for scratch and KV, one for copied weights. Addresses are reserved once; they never grow."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ggrun.errors import GgrunError
 class Memory:
     """n_bytes of private, zeroed memory, on huge pages where the system has them; a page exists when it is first touched (`filling`).
 
-    Raises GgrunError when there is not enough.
+    what: what it is for, and way_out: what to try; both for the GgrunError when there is not enough.
     """
 
-    def __init__(self, n_bytes: int) -> None:
+    def __init__(self, n_bytes: int, what: str = "activations and KV cache", way_out: str = "a smaller -c") -> None:
         self.n_bytes = n_bytes
         try:
             pages = mmap.mmap(-1, max(n_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, MemoryError, OverflowError) as error:
-            raise GgrunError(f"cannot reserve {n_bytes / 2**20:.0f} MiB for activations and KV cache: {error}; try a smaller -c") from error
+            raise GgrunError(f"cannot reserve {n_bytes / 2**20:.0f} MiB for {what}: {error}; try {way_out}") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without huge pages is only slower
                 pages.madvise(mmap.MADV_HUGEPAGE)
