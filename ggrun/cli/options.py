@@ -44,7 +44,8 @@ class EngineOptions:
         int | None, _model("-c", "--ctx-size", metavar="N", env="LLAMA_ARG_CTX_SIZE", shown="0: what fits", help="tokens of context")
     ] = None
     load_mode: Annotated[
-        LoadMode | None, _model("-lm", "--load-mode", env="LLAMA_ARG_LOAD_MODE", shown="auto", help="auto: from the file at once, then onto huge pages")
+        LoadMode | None,
+        _model("-lm", "--load-mode", env="LLAMA_ARG_LOAD_MODE", shown="auto", help="auto: from the file at once, then onto huge pages"),
     ] = None
     mlock: Annotated[bool, _model("--mlock", env="LLAMA_ARG_MLOCK", help="the same as -lm mlock")] = False
     no_mmap: Annotated[bool, _model("--no-mmap", env="LLAMA_ARG_NO_MMAP", help="the same as -lm none")] = False

@@ -10,7 +10,9 @@ from ggrun import Engine, Sampling
 from ggrun.engine.engine import ContextExceeded
 from ggrun.engine.generation import Generation
 from ggrun.errors import GgrunError
+from ggrun.gguf import LOAD_MODES
 from ggrun.models.spec import SpecError
+from ggrun.plan.memory import has_huge_pages
 from tests.oracle.models import LOCAL
 
 MODEL = LOCAL / "llama-gqa.Q4_K_M.gguf"
@@ -37,6 +39,20 @@ def test_logits_do_not_depend_on_batching_chunks_or_threads() -> None:
             logits = engine.forward(PROMPT)
         want = logits if want is None else want
         np.testing.assert_array_equal(logits, want, err_msg=str(options))
+
+
+def test_every_load_mode_computes_the_same() -> None:
+    results = []
+    for mode in LOAD_MODES:
+        with Engine.open(MODEL, n_ctx=256, n_logits=128, load_mode=mode) as engine:
+            early = engine.forward(PROMPT)
+            engine._executor.settle()
+            results += [early, engine.forward(PROMPT)]
+            copies = [line.n_bytes for line in engine.plan.ledger.lines if "filled in the background" in line.what]
+            assert bool(copies) == (mode == "auto" and has_huge_pages()), mode
+            assert not [note for note in engine.notes if "stay mapped" in note]
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
 
 
 def test_parallel_generations_equal_lonely_ones(engine: Engine) -> None:

@@ -183,6 +183,7 @@ def test_an_idle_team_sleeps_and_a_closed_one_is_gone() -> None:
     batch = Sequences(1, 64).batch([(0, 0, range(40))])
     before = threading.active_count()
     with executor(program, tensors, n_threads=4) as cpu:
+        cpu.settle()
         assert threading.active_count() == before + 3
         cpu.run(batch)
         while _team_ticks()[1] != {"S"}:

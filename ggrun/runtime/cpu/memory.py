@@ -1,4 +1,4 @@
-"""The blocks of memory an executor works in: one for scratch and KV, one for copied weights. Addresses are reserved once; they never grow."""
+"""The blocks of memory an executor works in, one for scratch and KV, one for copied weights: addresses reserved once, never grown."""
 
 from __future__ import annotations
 
