@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from time import perf_counter_ns
 
@@ -16,13 +17,16 @@ from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.plan.planner import DoesNotFit
 from ggrun.runtime.executor import Batch, Executor, Progress
 
+MOST_CONTEXT = 1 << 30  # tokens of all sequences
 Watch = Callable[[str, int, int], None]  # (what is being done, tokens so far, nanoseconds so far)
 
 
 def options_for(options: Options, cases: Sequence[Case]) -> Options:
-    """The options with a context in which each of the cases has room."""
-    n_parallel = max(case.n_parallel for case in cases)
-    return replace(options, n_parallel=n_parallel, n_ctx=n_parallel * max(case.n_ctx for case in cases))
+    """The options with a context in which each of the cases has room. Raises DoesNotFit when that is beyond any machine."""
+    n_parallel, longest = max(case.n_parallel for case in cases), max(case.n_ctx for case in cases)
+    if n_parallel * longest > MOST_CONTEXT:
+        raise DoesNotFit(f"{n_parallel} x {longest} tokens of context are more than any machine holds")
+    return replace(options, n_parallel=n_parallel, n_ctx=n_parallel * longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +101,10 @@ class Session:
         return [self._time(case, f"run {number}/{repetitions}", watch) for number in range(1, repetitions + 1)]
 
     def _time(self, case: Case, doing: str, watch: Watch) -> int:
-        """Nanoseconds of one repetition; ids and positions are ready before the clock starts."""
-        batches = [*self._prompt(0, case.n_depth, case.n_prompt, last=True), *self._steps(case)]
+        """Nanoseconds of one repetition, the making of its batches included: some microseconds each."""
         n_tokens = 0
         start = perf_counter_ns()
-        for batch in batches:
+        for batch in chain(self._prompt(0, case.n_depth, case.n_prompt, last=True), self._steps(case)):
             self.executor.run(batch)
             n_tokens += len(batch.ids)
             watch(doing, n_tokens, perf_counter_ns() - start)

@@ -80,6 +80,7 @@ def bench(
 ) -> None:
     """Measure how many tokens a second a model computes, with llama-bench's flags, columns and formats."""
     from ggrun.bench.formats import FORMATS
+    from ggrun.bench.plot import draw
     from ggrun.cli.jobs import jobs_of, measured
     from ggrun.cli.screen import Screen
     from ggrun.runtime.executor import Cancelled
@@ -102,6 +103,8 @@ def bench(
         raise typer.Exit(130) from None
     finally:
         _write(outputs, lambda writer: writer.end())
+        if options.plot and results:
+            draw(results, options.plot)
 
 
 def _row(result: "Result", writer: "Writer") -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ggrun.bench.matrix import Case, Settings, cases, combinations, numbers, pairs
+from ggrun.bench.plot import check
 from ggrun.bench.result import Entry, Result, model_info
 from ggrun.bench.session import fitting, opened
 from ggrun.cli.bench import SWEPT, BenchOptions
@@ -42,6 +43,8 @@ def jobs_of(models: Sequence[str], flags: BenchOptions, screen: Screen) -> list[
         raise GgrunError(f"-r {flags.repetitions} is out of range; a test runs at least once")
     if not 0 <= flags.delay <= MOST_DELAY:
         raise GgrunError(f"--delay {flags.delay:g} is out of range; it takes 0 to {MOST_DELAY} seconds")
+    if flags.plot:
+        check(flags.plot)
     wanted, combined = _cases(flags), list(combinations(_settings(flags)))
     jobs = []
     for model in _models([*models, *(flags.model_flags or [])], screen):

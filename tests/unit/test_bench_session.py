@@ -117,5 +117,7 @@ def test_cases_that_fit_only_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert [group.cases for group in fitting(None, Options(), [wide, Case(8, 0)])] == [(wide, Case(8, 0))]
     assert [group.cases for group in fitting(None, Options(), [long, wide])] == [(long,), (wide,)]
     assert len(closed) == 3
+    with pytest.raises(DoesNotFit, match="^tg1 x4096 @ d16000000 does not fit: 4096 x 16000001 tokens"):
+        fitting(None, Options(), [Case(0, 1, 16000000, 4096)])
     with pytest.raises(DoesNotFit, match="^tg1 x2 @ d4000 does not fit: too much"):
         fitting(None, Options(), [long, Case(0, 1, 4000, 2)])
