@@ -1,26 +1,27 @@
-"""Writes the README's tables of what is supported, from the registries of the code: `python scripts/readme_tables.py`.
+"""Writes the tables of README.md and docs/bench.md from the registries of the code: `python scripts/readme_tables.py`.
 
-A test holds the README to what this prints, so after a new architecture, format or command run it and commit the page.
+A test holds the pages to what this prints, so after a new architecture, format, command or flag of `ggrun bench` run it and commit them.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ggrun.cli.app import COMMANDS  # noqa: E402
+from ggrun.cli.bench import BenchOptions  # noqa: E402
 from ggrun.models import REGISTRY  # noqa: E402
 from quant.format import FORMATS  # noqa: E402
 
-PAGE = ROOT / "README.md"
 BEGIN, END = "<!-- written by scripts/readme_tables.py -->\n", "<!-- end of the written part -->\n"
 
 
-def generated() -> str:
-    """The written part: commands, architectures, formats."""
+def supported() -> str:
+    """Commands, architectures, formats."""
     lines = ["| command | what it does |", "|---|---|"]
     lines += [f"| `ggrun {command.__name__}` | {(command.__doc__ or '').splitlines()[0].rstrip('.')} |" for command in COMMANDS]
     lines += ["", "| architecture | models stored so |", "|---|---|"]
@@ -30,6 +31,23 @@ def generated() -> str:
     return "\n".join(lines)
 
 
+def bench_flags() -> str:
+    """The flags of `ggrun bench`, by topic."""
+    lines = []
+    panel = ""
+    for field in fields(BenchOptions):
+        flag = field.type.__metadata__[0]
+        if flag.rich_help_panel != panel:
+            panel = flag.rich_help_panel
+            lines += ["", f"| {panel.lower()} | | default |", "|---|---|---|"]
+        names = ", ".join(f"`{name}`" for name in (flag.default, *flag.param_decls))  # Typer keeps the first name there
+        lines.append(f"| {names} | {flag.help} | {flag.show_default or ''} |")
+    return "\n".join([*lines[1:], ""])
+
+
+PAGES = {ROOT / "README.md": supported, ROOT / "docs" / "bench.md": bench_flags}
+
+
 def page_with(text: str, part: str) -> str:
     """The page with its written part replaced."""
     before, _, rest = text.partition(BEGIN)
@@ -37,4 +55,5 @@ def page_with(text: str, part: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page_with(PAGE.read_text(), generated()))
+    for page, part in PAGES.items():
+        page.write_text(page_with(page.read_text(), part()))
