@@ -58,7 +58,7 @@ def _alone(path: Path | None, options: Options, case: Case) -> Group:
     try:
         return _group(path, options, [case])
     except DoesNotFit as error:
-        raise DoesNotFit(f"{case.name} does not fit: {error}") from None
+        raise DoesNotFit(f"{case.name} does not fit: {error.problem}") from None
 
 
 @contextmanager
@@ -84,6 +84,7 @@ class Session:
 
     def __init__(self, planned: Planned, executor: Executor, n_batch: int) -> None:
         self.executor = executor
+        self._planned = planned
         shape = planned.plan.shape
         self._n_vocab = planned.spec.n_vocab
         self._n_batch, self._n_ubatch = n_batch, shape.n_ubatch
@@ -92,8 +93,15 @@ class Session:
         self._n_filled = [0] * shape.n_seqs  # tokens of each sequence whose cells are computed
         self._random = np.random.default_rng(0)
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the user about how the model was opened, and what became of it since."""
+        return [*self._planned.plan.notes, *self._planned.file.notes, *self.executor.notes]
+
     def run(self, case: Case, repetitions: int, warm_up: bool, watch: Watch) -> list[int]:
         """Nanoseconds of each repetition. Untimed, before them: the context up to the depth, then the prompt and one step as a warm-up."""
+        watch("waiting for the weights", 0, 0)
+        self.executor.settle()
         self._fill(case, watch)
         if warm_up:
             watch("warming up", 0, 0)

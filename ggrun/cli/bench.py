@@ -27,7 +27,7 @@ SWEPT = "0-8192+1024"  # -d of --sweep
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """llama-bench's flags. Lists are written 1,2,4 or 1-4, 0-4096+1024, 64-1024*2, or by giving a flag again."""
+    """llama-bench's flags; `Values` are lists as `ggrun.bench.matrix.numbers` reads them."""
 
     model_flags: Annotated[Values, flag("-m", "--model", panel="Tests", metavar="MODEL,...", help="models, named by a flag instead")] = None
     n_prompt: Annotated[Values, _test("-p", "--n-prompt", metavar=_LIST, shown=512, help="prompt lengths; 0: none")] = None
@@ -78,7 +78,10 @@ def bench(
     *,
     options: BenchOptions,
 ) -> None:
-    """Measure how many tokens a second a model computes, with llama-bench's flags, columns and formats."""
+    """Measure how many tokens a second a model computes, with llama-bench's flags, columns and formats.
+
+    Lists are written 1,2,4 or 1-4, 0-4096+1024, 64-1024*2, or by giving a flag again; every combination is measured.
+    """
     from ggrun.bench.formats import FORMATS
     from ggrun.bench.plot import draw
     from ggrun.cli.jobs import jobs_of, measured

@@ -67,8 +67,6 @@ def measured(jobs: Sequence[Job], flags: BenchOptions, screen: Screen) -> Iterat
             with screen.progress() as progress:
                 session = stack.enter_context(opened(job.path, job.options, [entry.case for entry in job.entries], progress))
             stack.enter_context(aborting(session.executor.abort))
-            for note in session.executor.notes:
-                screen.once(note)
             for entry in job.entries:
                 if done:
                     time.sleep(flags.delay)
@@ -79,6 +77,8 @@ def measured(jobs: Sequence[Job], flags: BenchOptions, screen: Screen) -> Iterat
                     samples = session.run(entry.case, flags.repetitions, not flags.no_warmup, watch)
                 finally:
                     live.clear()
+                for note in session.notes:
+                    screen.once(note)
                 yield Result(entry, test_time, tuple(samples))
 
 

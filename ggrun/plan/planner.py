@@ -19,7 +19,11 @@ CTX_STEP = 256  # contexts found by search are multiples of this
 
 
 class DoesNotFit(GgrunError):
-    """The plan needs more memory than there is; the message has the numbers and the nearest plan that fits."""
+    """The plan needs more memory than there is; `problem` has the numbers, the message also the nearest plan that fits."""
+
+    def __init__(self, problem: str, nearest: str = "") -> None:
+        super().__init__(f"{problem}; {nearest}" if nearest else problem)
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ def make_plan(
             nearest = f"the largest context that fits is {best} (-c {best})" if best else "not even the smallest context fits"
             raise DoesNotFit(
                 f"a context of {request.n_ctx} tokens takes {human(need(plan) + weights)} in all, of which weights {human(weights)}, "
-                f"KV {human(plan.ledger.total(purpose='kv'))}; {human(available)} is available; {nearest}"
+                f"KV {human(plan.ledger.total(purpose='kv'))}; {human(available)} is available",
+                nearest,
             )
         return plan
     wanted = min(n_ctx_train, DEFAULT_CTX_LIMIT) * request.n_seqs

@@ -20,8 +20,10 @@ class Recorder:
         self.batches: list[Batch] = []
         self.copies: list[tuple[int, int]] = []
         self.filled: set[tuple[int, int]] = set()
+        self.settled = False
 
     def run(self, batch: Batch) -> None:
+        assert self.settled, "measured while the weights move"
         self.batches.append(batch)
         for position, sequence in zip(batch.positions.tolist(), batch.seqs.tolist()):
             for before in range(position):
@@ -30,6 +32,9 @@ class Recorder:
             block, cell = divmod(position, KV_BLOCK_TOKENS)
             assert batch.tables[sequence, block] > 0, "block 0 is the null block"
             self.filled.add((int(batch.tables[sequence, block]), cell))
+
+    def settle(self) -> None:
+        self.settled = True
 
     def copy_block(self, source: int, target: int) -> None:
         self.copies.append((source, target))
@@ -96,7 +101,16 @@ def test_what_is_told_while_it_runs() -> None:
     made, _ = session(64, n_ubatch=16)
     made.run(Case(0, 2, 20), 2, True, lambda doing, n_tokens, ns: told.append((doing, n_tokens)))
     filling = [("filling the context, 16/20", 16), ("filling the context, 20/20", 20)]
-    assert told == [*filling, ("warming up", 0), ("warming up", 1), ("run 1/2", 1), ("run 1/2", 2), ("run 2/2", 1), ("run 2/2", 2)]
+    assert told == [
+        ("waiting for the weights", 0),
+        *filling,
+        ("warming up", 0),
+        ("warming up", 1),
+        ("run 1/2", 1),
+        ("run 1/2", 2),
+        ("run 2/2", 1),
+        ("run 2/2", 2),
+    ]
 
 
 def test_contexts_have_room_for_every_case() -> None:
