@@ -72,8 +72,8 @@ class Device(Protocol):
         """Bytes of one block of KV_BLOCK_TOKENS tokens of a layer's attention state."""
         ...
 
-    def reserve_bytes(self) -> int:
-        """What the process or driver takes beside the arenas, measured."""
+    def process_bytes(self, n_vocab: int) -> int:
+        """Private memory that the process takes beside the arenas with a vocabulary of n_vocab tokens, measured."""
         ...
 
 

@@ -152,7 +152,7 @@ def _lay_out(
         Line(device.name, "kv", f"KV cache, {shape.n_ctx} tokens x {shape.n_seqs} sequences, f16", kv_bytes),
         Line(device.name, "scratch", f"activations of {shape.n_ubatch} tokens", scratch),
         Line(device.name, "scratch", f"private scratch of {shape.n_threads} threads", thread * shape.n_threads),
-        Line(device.name, "reserve", "Python, compiled kernels, tokenizer (measured)", device.reserve_bytes()),
+        Line(device.name, "process", "Python, kernels, vocabulary (measured)", device.process_bytes(program.n_vocab)),
     ]
     weights = [Line(device.name, "weights", what, n) for what, n in weights_bytes.items()]
     copy = None

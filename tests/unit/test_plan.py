@@ -40,7 +40,7 @@ class Fake:
     def kv_block_bytes(self, state: KvState) -> int:
         return KV_BLOCK_TOKENS * 4096
 
-    def reserve_bytes(self) -> int:
+    def process_bytes(self, n_vocab: int) -> int:
         return 10 * MIB
 
 

@@ -16,7 +16,9 @@ from ggrun.program.program import KvState, Op, Program
 from ggrun.runtime.cpu import sizes
 from quant.format import Format
 
-RESERVE_BYTES = 160 << 20  # measured: interpreter, NumPy, Numba with its compiler, kernels, descriptors; without the vocabulary
+# Measured by tests/e2e/test_process_memory.py: interpreter, NumPy, LLVM, kernels and descriptors take 31 MiB, on a first start,
+# with Numba and what it compiled, 117 MiB; a token's text, type and merges and the way back from its text 240 bytes.
+PROCESS_BYTES, VOCABULARY_BYTES = 144 << 20, 320
 TILES = "query_tiles"
 
 
@@ -71,8 +73,9 @@ class CpuDevice:
         """See `kernels.attention` for the layout."""
         return state.n_head_kv * sizes.kv_head_bytes(state.head_dim_k, state.head_dim_v)
 
-    def reserve_bytes(self) -> int:
-        return RESERVE_BYTES
+    def process_bytes(self, n_vocab: int) -> int:
+        """Enough for a first start; later ones take 90 MiB less."""
+        return PROCESS_BYTES + VOCABULARY_BYTES * n_vocab
 
 
 class _Lowering:
