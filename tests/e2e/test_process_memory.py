@@ -22,7 +22,7 @@ with Engine.open(n_ctx=1024) as engine:
     with open_gguf(sys.argv[1]) as file:
         tokenizer = load_tokenizer(file.metadata)
         tokenizer.decode(tokenizer.encode(Path(sys.argv[2]).read_text()))
-        arenas = engine.plan.ledger.total(purpose="kv") + engine.plan.ledger.total(purpose="scratch")
+        arenas = engine._executor.allocated_bytes
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
         anonymous = next(int(line.split()[1]) << 10 for line in lines if line.startswith("Anonymous:"))
         print(anonymous - arenas, engine.spec.n_vocab + tokenizer.n_vocab, "numba" in sys.modules)
