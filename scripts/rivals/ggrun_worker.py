@@ -38,6 +38,7 @@ class Engine:
             planned = plan_model(self.path, options)
             self.made[key] = planned, make_executor("cpu", planned, None)
         planned, self.executor = self.made[key]
+        self.executor.settle()
         n = max(n_seqs, 1)
         per_seq = (planned.plan.shape.n_kv_blocks - 1) // n
         self.tables = np.arange(1, 1 + n * per_seq, dtype=np.int32).reshape(n, per_seq)

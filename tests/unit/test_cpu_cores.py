@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ggrun.engine import loading
 from ggrun.runtime.cpu.cores import n_cores
 
 
@@ -56,3 +57,16 @@ def test_quota_of_control_groups_1(machine: Path, quota: int, cores: int) -> Non
 
 def test_this_machine() -> None:
     assert 1 <= n_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [((0, 0), (4, 4)), ((3, 0), (3, 3)), ((1, 4), (1, 4)), ((64, 2), (4, 2)), ((2, 64), (2, 4)), ((-1, -1), (4, 4))],
+)
+def test_threads_asked_for_never_exceed_the_cores(asked: tuple[int, int], given: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """-t is for tokens, -tb for prompts and by default the same; the memory is planned for the larger."""
+    monkeypatch.setattr(loading, "n_cores", lambda: 4)
+    planned = loading.plan_model(None, loading.Options(n_threads=asked[0], n_threads_batch=asked[1]))
+    planned.file.close()
+    assert (planned.n_threads, planned.n_threads_batch) == given
+    assert planned.plan.shape.n_threads == max(given)
