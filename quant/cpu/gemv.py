@@ -11,6 +11,9 @@ from quant.cpu.arguments import Product
 from quant.cpu.blocks import BlockFormat, quants
 from quant.simd import F32, I8, I16, I32, Emitter, Value, vec
 
+AHEAD = 8192
+"""Bytes between what is read and what is fetched meanwhile; processors by themselves look less far, and not over a page's end."""
+
 
 def emit(e: Emitter, fmt: BlockFormat, p: Product) -> None:
     """out[r] = W[r] . x for rows r0..r1-1."""
@@ -20,6 +23,12 @@ def emit(e: Emitter, fmt: BlockFormat, p: Product) -> None:
         e.store(dot(e, fmt, e.at(p.w, r, p.row_bytes), p.k, p.x), e.at(p.out, r, 4))
 
     e.range(p.r0, p.r1, row)
+
+
+def _fetch(e: Emitter, address: Value, n_bytes: int) -> None:
+    """Ask for the n_bytes that lie AHEAD of an address."""
+    for line in range(0, n_bytes, 64):
+        e.prefetch(address, AHEAD + line)
 
 
 def _dot_super_blocks(e: Emitter, fmt: BlockFormat, row: Value, k: Value, x: Value) -> Value:
@@ -33,6 +42,7 @@ def _dot_super_blocks(e: Emitter, fmt: BlockFormat, row: Value, k: Value, x: Val
 
     def super_block(i: Value, carried: list[Value]) -> list[Value]:
         block, xs = e.at(row, i, fmt.n_bytes), e.at(x, i, acts.n_bytes)
+        _fetch(e, block, fmt.n_bytes)
         return [_finish(e, *carried), *_super_block_sums(e, fmt, acts, block, xs)]
 
     return _finish(e, *e.loop(e.const(0), b.sdiv(k, e.const(GROUP)), super_block, [zero, *pending]))
@@ -86,7 +96,9 @@ def _dot_blocks(e: Emitter, fmt: BlockFormat, row: Value, k: Value, x: Value) ->
     n_groups, zero = b.ashr(k, e.const(8)), e.const(0.0, F32)
 
     def group(i: Value, carried: list[Value]) -> list[Value]:
-        part = _eight_blocks(e, fmt, acts, e.at(row, i, 8 * fmt.n_bytes), e.at(x, i, acts.n_bytes))
+        blocks = e.at(row, i, 8 * fmt.n_bytes)
+        _fetch(e, blocks, 8 * fmt.n_bytes)
+        part = _eight_blocks(e, fmt, acts, blocks, e.at(x, i, acts.n_bytes))
         return [b.fadd(carried[0], part)]
 
     (total,) = e.loop(e.const(0), n_groups, group, [zero])

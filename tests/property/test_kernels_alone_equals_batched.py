@@ -39,3 +39,16 @@ def test_alone_equals_batched(name: str, tier: str, data: st.DataObject) -> None
     w, x = operands(name, k)
     got = product(name, tier, w, np.ascontiguousarray(x[tokens]), r0, r1)
     assert got.tobytes() == np.ascontiguousarray(alone(name, tier, k)[tokens, r0:r1]).tobytes()
+
+
+@pytest.mark.parametrize("tier", each_tier())
+@pytest.mark.parametrize("name", NAMES)
+def test_around_the_boundaries_of_paths(name: str, tier: str) -> None:
+    """One token, a tile's tokens and one more or less; a panel's rows and one more or less; a group's blocks and one more or less."""
+    for n_blocks in (1, 7, 8, 9) if fmt(name).block_elements < 256 else (1, 2):
+        k = fmt(name).block_elements * n_blocks
+        w, x = operands(name, k)
+        for n in (1, 2, 3, 4, 5, 8, 9, 16, 17):
+            for r0, r1 in ((0, 1), (0, 31), (0, 32), (0, 33), (32, 65), (N_ROWS - 1, N_ROWS)):
+                got = product(name, tier, w, x[:n], r0, r1)
+                assert got.tobytes() == np.ascontiguousarray(alone(name, tier, k)[:n, r0:r1]).tobytes(), f"k={k}, {n} tokens, rows {r0}..{r1}"

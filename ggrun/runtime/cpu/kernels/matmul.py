@@ -55,6 +55,14 @@ def _shared_rows(n, row_bytes, k, tokens, tile, active):
     return max((rows + tile - 1) // tile, 1) * tile
 
 
+@njit
+def _place(chunk, chunks, active):
+    """Which part of a matrix the chunk handed out as number `chunk` is: every thread gets neighbours as long as all are equally fast."""
+    share, more = chunks // active, chunks % active
+    first = chunk % active
+    return first * share + min(first, more) + chunk // active
+
+
 def quantize(step, control, thread, chunk):
     """y = the rows of x in the activation layout of `call`. k: row length; tile: tokens that layout keeps together."""
     if chunk < 0:
@@ -75,10 +83,12 @@ def matmul(step, control, thread, chunk):
     n = field(step, "n")
     k = field(step, "k")
     row_bytes = field(step, "w_stride")
-    rows = _shared_rows(n, row_bytes, k, tokens, field(step, "tile"), control_field(control, "active"))
+    active = control_field(control, "active")
+    rows = _shared_rows(n, row_bytes, k, tokens, field(step, "tile"), active)
+    chunks = (n + rows - 1) // rows
     if chunk < 0:
-        return (n + rows - 1) // rows
-    first = chunk * rows
+        return chunks
+    first = _place(chunk, chunks, active) * rows
     stop = min(first + rows, n)
     y = field(step, "y")
     y_stride = field(step, "y_stride")
