@@ -86,7 +86,7 @@ class Live:
         """Write over the line what `text` says, unless it was written just now."""
         if self._terminal and (now := monotonic()) >= self._next:
             self._next = now + self.INTERVAL
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = os.get_terminal_size(2).columns or 80  # some terminals do not know theirs
             sys.stderr.write(f"\r\x1b[K{text()[: width - 1]}")
             sys.stderr.flush()
 
