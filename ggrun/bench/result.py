@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -101,7 +102,7 @@ def model_info(file: GgufFile, filename: str) -> ModelInfo:
     tensors = file.tensors.values()
     n_params, n_bytes = sum(t.n_elements for t in tensors), sum(t.n_bytes for t in tensors)
     label = file.metadata.get("general.size_label")
-    size = label if isinstance(label, str) and label and label.isprintable() else size_class(n_params)
+    size = label if isinstance(label, str) and re.fullmatch(r"[\w.+-]{1,16}", label) else size_class(n_params)
     number = file.metadata.get("general.file_type")
     mix = FILE_TYPES.get(number) if isinstance(number, int) else None
     if mix is None:  # the format with the most bytes names it

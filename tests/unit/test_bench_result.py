@@ -55,7 +55,7 @@ def test_names_of_models() -> None:
     assert (info.filename, info.type) == ("m.gguf", "llama 1B Q4_K - Medium")
     assert (info.n_params, info.n_bytes) == (1_201_000_000, 754_000_000)
     assert model_info(file({}, *tensors), "m").type == "llama 1B Q4_K"
-    assert model_info(file({"general.file_type": 7, "general.size_label": 5}, *tensors), "m").type == "llama 1B Q8_0"
+    assert model_info(file({"general.file_type": 7, "general.size_label": "1B | \x1b[2J"}, *tensors), "m").type == "llama 1B Q8_0"
 
 
 @pytest.mark.parametrize(
