@@ -86,7 +86,10 @@ def run_group(group: Group, model: Path, store: Store) -> None:
 
 
 def listing(groups: list[Group]) -> str:
-    lines = [f"{group.name:20} {group.file:12} {group.minutes:5.1f} min  {', '.join(map(str, group.cases))}" for group in groups]
+    lines = []
+    for group in groups:
+        tests = ", ".join(name for name, _, _ in group.tests)
+        lines.append(f"{group.name:20} {group.file:12} {group.minutes:5.1f} min  {tests}".rstrip())
     return "\n".join([*lines, f"{'':33} {sum(group.minutes for group in groups):5.1f} min"])
 
 

@@ -18,6 +18,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 CHUNK, N_BATCH, N_UBATCH = 512, 2048, 512
+N_WARM = 32  # tokens of a prompt behind a context in the run that does not count
 
 
 def bindings() -> Any:
@@ -32,6 +33,11 @@ def bindings() -> Any:
 
 L = bindings()
 LOG = L.llama_log_callback(lambda level, text, data: None if level < 4 else sys.stderr.write(text.decode()) and None)
+
+
+def some_ids(n: int) -> list[int]:
+    """Ordinary tokens of any vocabulary measured here."""
+    return [100 + 17 * i % 1000 for i in range(n)]
 
 
 def private_bytes() -> int:
@@ -52,12 +58,12 @@ def load(path: str, repack: bool) -> Any:
     return model
 
 
-def new_context(model: Any, n_threads: int, n_ctx: int, n_seqs: int, flash: int) -> Any:
-    """Each sequence has its own stream of KV cells, llama.cpp's default, but for n_seqs = 0: one stream that CHUNKs are filled into."""
+def new_context(model: Any, n_threads: int, n_ctx: int, n_parallel: int, flash: int) -> Any:
+    """n_ctx tokens for each of n_parallel sequences, by default in KV streams of their own; one alone in a stream to fill by CHUNKs."""
     parameters = L.llama_context_default_params()
-    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = n_ctx, N_BATCH, N_UBATCH
+    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = n_parallel * n_ctx, N_BATCH, N_UBATCH
     parameters.n_threads = parameters.n_threads_batch = n_threads
-    parameters.n_seq_max, parameters.kv_unified = (n_seqs, False) if n_seqs else (-(-n_ctx // CHUNK), True)
+    parameters.n_seq_max, parameters.kv_unified = (n_parallel, False) if n_parallel > 1 else (-(-n_ctx // CHUNK), True)
     parameters.flash_attn_type = flash
     context = L.llama_init_from_model(model, parameters)
     if not context:
@@ -73,15 +79,36 @@ class Engine:
         self.model = load(path, repack)
         self.contexts: dict[tuple[int, int, int], Any] = {}
         self.batch = L.llama_batch_init(N_BATCH, 0, 1)
-        self.n_vocab = L.llama_vocab_n_tokens(L.llama_model_get_vocab(self.model))
+        self.depths: dict[tuple[int, int, int], int] = {}  # tokens that sequence 0 of a context keeps between runs
 
-    def context(self, n_ctx: int, n_seqs: int, flash: int) -> dict[str, object]:
-        key = n_ctx, n_seqs, flash
+    def context(self, n_ctx: int, n_parallel: int, flash: int) -> dict[str, float]:
+        key = n_ctx, n_parallel, flash
         if key not in self.contexts:
             self.contexts[key] = new_context(self.model, self.n_threads, *key)
+            self.depths[key] = 0
+        self.key = key
         self.now = self.contexts[key]
         self.memory = L.llama_get_memory(self.now)
         return {}
+
+    def warm(self, case: dict[str, int], deepest: int, state: str) -> dict[str, float]:
+        if case["n_depth"] != self.depths[self.key]:
+            self.fill(deepest, state)
+            self.depths[self.key] = case["n_depth"]
+        self.truncate(1, case["n_depth"])
+        self.run(case | ({"n_prompt": min(case["n_prompt"], N_WARM)} if case["n_depth"] else {}) | {"n_gen": min(case["n_gen"], 1)})
+        return {}
+
+    def run(self, case: dict[str, int]) -> dict[str, float]:
+        depth, seqs = case["n_depth"], list(range(case["n_parallel"]))
+        prompt, answer = some_ids(case["n_prompt"]), some_ids(case["n_gen"])
+        start = perf_counter()
+        self.append(prompt, depth, 0)
+        for i, id_ in enumerate(answer):
+            self.decode([id_] * len(seqs), [depth + len(prompt) + i] * len(seqs), seqs, [True] * len(seqs))
+        seconds = perf_counter() - start
+        self.truncate(len(seqs), depth)
+        return {"seconds": seconds}
 
     def decode(self, ids: list[int], positions: list[int], seqs: list[int], wanted: list[bool]) -> None:
         b = self.batch
@@ -100,11 +127,11 @@ class Engine:
             wanted = [first + i == len(ids) - 1 for i in range(len(part))]
             self.decode(part, [at + first + i for i in range(len(part))], [seq] * len(part), wanted)
 
-    def fill(self, ids: list[int], depth: int, state: str) -> dict[str, object]:
+    def fill(self, n: int, state: str) -> None:
         """What a cell holds does not change the speed, and cells a token may not see are skipped: sequences of CHUNK tokens, joined."""
         L.llama_memory_clear(self.memory, False)
-        n = len(ids)
-        if n and not os.path.exists(state):
+        ids = some_ids(n)
+        if not os.path.exists(state):
             for chunk, first in enumerate(range(0, n, CHUNK)):
                 self.append(ids[first : first + CHUNK], first, chunk)
             for chunk in range(1, -(-n // CHUNK)):
@@ -113,34 +140,14 @@ class Engine:
             os.makedirs(os.path.dirname(state), exist_ok=True)
             L.llama_state_seq_save_file(self.now, (state + ".part").encode(), 0, (L.llama_token * n)(*ids), n)
             os.rename(state + ".part", state)
-        elif n:
+        else:
             read, tokens = ctypes.c_size_t(), (L.llama_token * n)()
             if not L.llama_state_seq_load_file(self.now, state.encode(), 0, tokens, n, ctypes.byref(read)) or read.value != n:
                 sys.exit(f"{state} does not fit this context; remove it")
-        self.truncate(1, depth)
-        return {"depth": L.llama_memory_seq_pos_max(self.memory, 0) + 1}
 
     def truncate(self, n_seqs: int, depth: int) -> None:
         for seq in range(n_seqs):
             L.llama_memory_seq_rm(self.memory, seq, depth, -1)
-
-    def prompt(self, ids: list[int], depth: int) -> dict[str, object]:
-        start = perf_counter()
-        self.append(ids, depth, 0)
-        seconds = perf_counter() - start
-        logits = L.llama_get_logits_ith(self.now, -1)
-        top = max(range(self.n_vocab), key=logits.__getitem__)
-        self.truncate(1, depth)
-        return {"seconds": seconds, "top": top}
-
-    def tokens(self, ids: list[int], depth: int, n_seqs: int) -> dict[str, object]:
-        seqs = list(range(n_seqs))
-        start = perf_counter()
-        for i, id_ in enumerate(ids):
-            self.decode([id_] * n_seqs, [depth + i] * n_seqs, seqs, [True] * n_seqs)
-        seconds = perf_counter() - start
-        self.truncate(n_seqs, depth)
-        return {"seconds": seconds}
 
 
 def first_token(path: str, n_threads: int) -> dict[str, object]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ggrun.bench.matrix import Case
+
 FLASH = {"auto": -1, "off": 0}  # llama.cpp's enum llama_flash_attn_type; on the CPU auto means on
-N_WARM = 32  # tokens of the run before the first that counts, behind a context
+BESIDE = " beside a busy process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +27,11 @@ AUTO = ALL[:2]
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A prompt of n tokens, or n steps of one token for each of n_seqs sequences, behind `depth` tokens of context."""
-
-    kind: str  # "prompt" | "tokens"
-    n: int
-    depth: int = 0
-    n_seqs: int = 1
-    busy: bool = False  # beside a process that computes without end
-
-    @property
-    def n_tokens(self) -> int:
-        return self.n * self.n_seqs
-
-    def __str__(self) -> str:
-        name = f"{'pp' if self.kind == 'prompt' else 'tg'}{self.n}"
-        several = f" x {self.n_seqs} sequences" if self.n_seqs > 1 else ""
-        return name + several + (f" @ d{self.depth}" if self.depth else "") + (" beside a busy process" if self.busy else "")
-
-
-@dataclass(frozen=True, slots=True)
 class Group:
-    """Tests in the order they run, depths rising. `minutes` is an estimate; `seconds` bounds the rounds of a case."""
+    """Cases in the order they run, depths rising. `minutes` is an estimate; `seconds` bounds the rounds of a case.
+
+    busy: measure them a second time beside a process that computes without end.
+    """
 
     name: str
     file: str
@@ -56,29 +41,39 @@ class Group:
     threads: int = 2
     build: str = "native"
     seconds: float = 40.0
+    busy: bool = False
 
     @property
     def n_ctx(self) -> int:
-        """Tokens a context must hold, all sequences together."""
-        return max(case.n_seqs * -(-(case.depth + case.n) // 256) * 256 for case in self.cases)
+        """Tokens of context that each sequence needs."""
+        return max(-(-case.n_ctx // 256) * 256 for case in self.cases)
+
+    @property
+    def n_parallel(self) -> int:
+        return max(case.n_parallel for case in self.cases)
 
     @property
     def deepest(self) -> int:
-        return max(case.depth for case in self.cases)
+        return max(case.n_depth for case in self.cases)
+
+    @property
+    def tests(self) -> tuple[tuple[str, Case, bool], ...]:
+        """(name, case, whether beside a busy process) of all that is measured."""
+        quiet = tuple((case.name, case, False) for case in self.cases)
+        return quiet + tuple((case.name + BESIDE, case, True) for case in self.cases if self.busy)
 
 
 def at_depth(depth: int, *prompts: int, tokens: int) -> tuple[Case, ...]:
-    return (*(Case("prompt", n, depth) for n in prompts), Case("tokens", tokens, depth))
+    return (*(Case(n, 0, depth) for n in prompts), Case(0, tokens, depth))
 
 
 SHORT = at_depth(0, 512, tokens=32)
 DEPTHS = tuple(case for depth in (0, 4096, 16384) for case in at_depth(depth, 512, 2048, tokens=128))
-SEQUENCES = tuple(Case("tokens", 32, n_seqs=n) for n in (1, 2, 4, 8, 16))
-BUSY = tuple(Case("tokens", 64, busy=busy) for busy in (False, True))
+SEQUENCES = tuple(Case(0, 32, n_parallel=n) for n in (1, 2, 4, 8, 16))
 GROUPS = (
     Group("depth", "1B Q4_K_M", 18, DEPTHS),
     Group("sequences", "1B Q4_K_M", 3, SEQUENCES, seconds=25),
-    Group("busy", "1B Q4_K_M", 1, BUSY, AUTO),
+    Group("busy", "1B Q4_K_M", 1, (Case(0, 64),), AUTO, busy=True),
     Group("start", "1B Q4_K_M", 2),
     Group("memory", "1B Q4_K_M", 0.5),
     Group("memory, 150k tokens", "0.6B Q8_0", 0.5),
@@ -95,5 +90,5 @@ def shortened(group: Group) -> Group | None:
     """The group as --quick runs it: the settings with flash attention, no prompt of 2048, no depth beyond 4096, a third of the time."""
     if group.name in ("Qwen3", "1 thread", "8B"):
         return None
-    cases = tuple(t for t in group.cases if t.depth <= 4096 and t.n <= 512 and t.n_seqs in (1, 8))
+    cases = tuple(case for case in group.cases if case.n_depth <= 4096 and case.n_prompt <= 512 and case.n_parallel in (1, 8))
     return replace(group, cases=cases, settings=AUTO, seconds=group.seconds / 3, minutes=round(group.minutes / 3, 1))

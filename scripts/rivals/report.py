@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from .matrix import DEFAULT, SEQUENCES, Case
+from .matrix import BESIDE, DEFAULT
 from .processes import BEYOND, COLD_KERNELS, WARM
 from .results import OURS, Result
 
 BEGIN, END = "<!-- written by scripts/bench_rivals.py -->\n", "<!-- end of the written part -->\n"
-QUIET, BUSY, SHARE = "tg64", "tg64 beside a busy process", "share kept beside a busy process"
+SHARE = "share kept beside a busy process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ TARGETS = {
     ("depth", "tg128 @ d4096"): DEEP_TOKENS,
     ("depth", "pp512 @ d16384"): DEEP_PROMPT,
     ("depth", "tg128 @ d16384"): DEEP_TOKENS,
-    ("sequences", str(Case("tokens", SEQUENCES[0].n, n_seqs=8))): Target(default=2.5),
-    ("busy", BUSY): Target(default=1.6),
+    ("sequences", "tg32 x8"): Target(default=2.5),
+    ("busy", "tg64" + BESIDE): Target(default=1.6),
     ("busy", SHARE): Target(limit=60),
     ("start", WARM): Target(best=1.0),
     ("start", COLD_KERNELS): Target(limit=15),
@@ -50,8 +50,8 @@ def with_shares(results: Mapping[tuple[str, str], Result]) -> list[Result]:
     listed = []
     for key, result in results.items():
         listed.append(result)
-        quiet = results.get((key[0], QUIET))
-        if key[1] == BUSY and quiet:
+        quiet = results.get((key[0], key[1].removesuffix(BESIDE)))
+        if quiet and quiet != result:
             kept = {name: [100 * value / quiet.middle(name) for value in values] for name, values in result.samples.items()}
             listed.append(replace(result, test=SHARE, unit="%", samples=kept))
     return listed

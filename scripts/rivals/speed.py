@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
 
+import psutil
+
+from ggrun.bench.matrix import Case
+
 from .environments import Say, home, rival_python
-from .matrix import DEFAULT, FLASH, N_WARM, Case, Group
+from .matrix import DEFAULT, FLASH, Group
 from .results import OURS, Result
 from .worker import Worker
 
@@ -23,16 +28,12 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 7
 OVERTIME = 3  # even the least rounds stop after that many times the seconds of a case
 BEHIND = 0.85  # a setting whose highest figure is that far behind the rival's highest is not asked again
 TIER = {"native": {}, "avx2": {"GGRUN_CPU_TIER": "avx2"}}
+DISTURBED = 0.1  # cores that other programs use, beyond which a run does not count if there are better ones
 SPIN = "while True: pass"
 
 
 def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def ids(n: int) -> list[int]:
-    """The tokens both engines are given: ordinary ones of any vocabulary measured here."""
-    return [100 + 17 * i % 1000 for i in range(n)]
 
 
 @contextmanager
@@ -51,23 +52,27 @@ class Contestant:
 
     def __init__(self, name: str, worker: Worker, flash: int, group: Group) -> None:
         self.name, self._worker, self._group = name, worker, group
-        n_seqs = max(case.n_seqs for case in group.cases)
-        self._context = {"n_ctx": group.n_ctx, "n_seqs": n_seqs if n_seqs > 1 else 0, "flash": flash}
+        self._context = {"n_ctx": group.n_ctx, "n_parallel": group.n_parallel, "flash": flash}
         layout = "flash" if flash else "plain"
         self._state = home() / "states" / f"{group.file.replace(' ', '-')}-{group.build}-{group.deepest}-{layout}"
-        self._depth = -1
+        self._warm: Case | None = None
 
-    def run(self, case: Case) -> tuple[float, int | None]:
-        """(tokens a second, id the prompt's logits point at) of one run; before the first at a depth, fills the context and warms up."""
+    def run(self, case: Case) -> tuple[float, float]:
+        """(tokens a second, cores that others used meanwhile) of one run; before a case's first run, fills the context and warms up."""
         self._worker.ask("context", **self._context)
-        if self._depth != case.depth:
-            deepest = self._group.deepest if case.depth else 0
-            self._worker.ask("fill", ids=ids(deepest), depth=case.depth, state=str(self._state))
-            self._worker.ask("prompt", ids=ids(N_WARM if case.depth else 256), depth=case.depth)
-            self._depth = case.depth
-        more = {} if case.kind == "prompt" else {"n_seqs": case.n_seqs}
-        answer = self._worker.ask(case.kind, ids=ids(case.n), depth=case.depth, **more)
-        return case.n_tokens / answer["seconds"], answer.get("top")
+        if self._warm != case:
+            self._worker.ask("warm", case=asdict(case), deepest=self._group.deepest, state=str(self._state))
+            self._warm = case
+        everyone, itself, start = system_seconds(), self._worker.cpu_seconds(), monotonic()
+        seconds = self._worker.ask("run", case=asdict(case))["seconds"]
+        others = system_seconds() - everyone - (self._worker.cpu_seconds() - itself)
+        return case.n_tokens / seconds, others / (monotonic() - start)
+
+
+def system_seconds() -> float:
+    """Seconds of processor time that were used on this machine, by anyone, or taken from it by its host."""
+    times = psutil.cpu_times()
+    return sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
 
 
 @contextmanager
@@ -95,36 +100,43 @@ def worth_repeating(samples: Mapping[str, list[float]]) -> set[str]:
     return {name for name, values in samples.items() if name in (OURS, str(DEFAULT)) or max(values) >= BEHIND * best}
 
 
-def rounds(case: Case, who: list[Contestant], seconds: float, say: Say) -> dict[str, list[float]]:
+def undisturbed(runs: Sequence[tuple[float, float]]) -> list[float]:
+    """The figures of runs during which others used little; all of them where there are none such."""
+    alone = [speed for speed, others in runs if others <= DISTURBED]
+    return alone or [speed for speed, _ in runs]
+
+
+def rounds(case: Case, busy: bool, who: Sequence[Contestant], seconds: float, say: Say) -> dict[str, list[float]]:
     """Figures of every contestant in turns, a round started while time is left; at least one of each."""
-    samples: dict[str, list[float]] = {one.name: [] for one in who}
-    tops: dict[str, int | None] = {}
+    runs: dict[str, list[tuple[float, float]]] = {one.name: [] for one in who}
     start = monotonic()
-    with busy_process() if case.busy else nullcontext():
+    with busy_process() if busy else nullcontext():
         for turn in range(MOST_ROUNDS):
-            again = worth_repeating(samples) if turn > 1 else set(samples)  # one slow run may have been the machine's fault
+            figures = {name: undisturbed(values) for name, values in runs.items()}
+            again = worth_repeating(figures) if turn > 1 else set(runs)  # one slow run may have been the machine's fault
             for one in who:
                 if one.name in again:
-                    speed, tops[one.name] = one.run(case)
-                    samples[one.name].append(speed)
+                    speed, others = one.run(case)
+                    runs[one.name].append((speed, others - busy))  # what the busy process takes is meant
             late = monotonic() - start - seconds
             if late > 0 and (turn + 1 >= LEAST_ROUNDS or late > (OVERTIME - 1) * seconds):
                 break
-    if len(set(tops.values())) > 1 and not case.depth:
-        say(f"  the engines disagree about the likeliest token after {case}: {tops}")
-    return samples
+    disturbed = sum(others > DISTURBED for values in runs.values() for _, others in values)
+    if disturbed:
+        say(f"  other programs were busy during {disturbed} of {sum(map(len, runs.values()))} runs")
+    return {name: undisturbed(values) for name, values in runs.items()}
 
 
 def measure(group: Group, model: Path, done: set[str], say: Say, keep: Callable[[Result], None]) -> None:
-    """Measure the cases of a group that are not done yet, and hand on each result as soon as it is there."""
-    wanted = [case for case in group.cases if str(case) not in done]
+    """Measure the tests of a group that are not done yet, and hand on each result as soon as it is there."""
+    wanted = [test for test in group.tests if test[0] not in done]
     if not wanted:
         return
-    promising: dict[tuple[str, int], set[str]] = {}  # by kind and depth: a longer prompt is not run with what was slow on a short one
+    promising: dict[tuple[bool, int], set[str]] = {}  # a longer prompt is not run in settings that were slow for a short one there
     with contestants(group, model, say) as who:
-        for case in wanted:
-            like = case.kind, case.depth
-            samples = rounds(case, [one for one in who if one.name in promising.get(like, {one.name})], group.seconds, say)
-            if case.n_seqs == 1:
+        for name, case, busy in wanted:
+            like = case.n_prompt > 0, case.n_depth
+            samples = rounds(case, busy, [one for one in who if one.name in promising.get(like, {one.name})], group.seconds, say)
+            if case.n_prompt:
                 promising[like] = worth_repeating(samples)
-            keep(Result(group.name, str(case), group.file, group.threads, "t/s", samples, now()))
+            keep(Result(group.name, name, group.file, group.threads, "t/s", samples, now()))

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from ggrun.errors import GgrunError
 
 
@@ -38,6 +40,11 @@ class Worker:
         if not line:
             raise GgrunError(f"the process that measures died while asked to {do}; its last words are in {self._log}")
         return json.loads(line)
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has used so far."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return float(times.user + times.system)
 
     def __enter__(self) -> Self:
         return self
