@@ -119,7 +119,8 @@ def rounds(case: Case, busy: bool, who: Sequence[Contestant], seconds: float, sa
                     speed, others = one.run(case)
                     runs[one.name].append((speed, others - busy))  # what the busy process takes is meant
             late = monotonic() - start - seconds
-            if late > 0 and (turn + 1 >= LEAST_ROUNDS or late > (OVERTIME - 1) * seconds):
+            fewest = min(sum(others <= DISTURBED for _, others in runs[name]) for name in again)
+            if late > 0 and (fewest >= LEAST_ROUNDS or late > (OVERTIME - 1) * seconds):
                 break
     disturbed = sum(others > DISTURBED for values in runs.values() for _, others in values)
     if disturbed:
