@@ -40,7 +40,7 @@ class Group:
     settings: tuple[Setting, ...] = ALL
     threads: int = 2
     build: str = "native"
-    seconds: float = 40.0
+    seconds: float = 30.0
     busy: bool = False
 
     @property
@@ -71,10 +71,10 @@ SHORT = at_depth(0, 512, tokens=32)
 DEPTHS = tuple(case for depth in (0, 4096, 16384) for case in at_depth(depth, 512, 2048, tokens=128))
 SEQUENCES = tuple(Case(0, 32, n_parallel=n) for n in (1, 2, 4, 8, 16))
 GROUPS = (
-    Group("depth", "1B Q4_K_M", 18, DEPTHS),
-    Group("sequences", "1B Q4_K_M", 3, SEQUENCES, seconds=25),
+    Group("depth", "1B Q4_K_M", 20, DEPTHS),
+    Group("sequences", "1B Q4_K_M", 3, SEQUENCES, seconds=20),
     Group("busy", "1B Q4_K_M", 1, (Case(0, 64),), AUTO, busy=True),
-    Group("start", "1B Q4_K_M", 2),
+    Group("start", "1B Q4_K_M", 1),
     Group("memory", "1B Q4_K_M", 0.5),
     Group("memory, 150k tokens", "0.6B Q8_0", 0.5),
     Group("Q8_0", "1B Q8_0", 1.5, SHORT),
@@ -82,7 +82,7 @@ GROUPS = (
     Group("Qwen3", "0.6B Q8_0", 1.5, SHORT),
     Group("1 thread", "1B Q4_K_M", 2, SHORT, AUTO, threads=1),
     Group("avx2", "1B Q4_K_M", 2.5, at_depth(0, 512, tokens=128), AUTO, build="avx2"),
-    Group("8B", "8B Q4_K_M", 8, at_depth(0, 512, tokens=32) + at_depth(4096, 512, tokens=32), AUTO, seconds=30),
+    Group("8B", "8B Q4_K_M", 8, at_depth(0, 512, tokens=32) + at_depth(4096, 512, tokens=32), AUTO),
 )  # fmt: skip
 
 

@@ -133,11 +133,12 @@ def measure(group: Group, model: Path, done: set[str], say: Say, keep: Callable[
     wanted = [test for test in group.tests if test[0] not in done]
     if not wanted:
         return
-    promising: dict[tuple[bool, int], set[str]] = {}  # a longer prompt is not run in settings that were slow for a short one there
+    promising: dict[tuple[bool, int], set[str]] = {}  # a longer prompt is run in the best setting for a short one there
     with contestants(group, model, say) as who:
         for name, case, busy in wanted:
             like = case.n_prompt > 0, case.n_depth
             samples = rounds(case, busy, [one for one in who if one.name in promising.get(like, {one.name})], group.seconds, say)
+            result = Result(group.name, name, group.file, group.threads, "t/s", samples, now())
             if case.n_prompt:
-                promising[like] = worth_repeating(samples)
-            keep(Result(group.name, name, group.file, group.threads, "t/s", samples, now()))
+                promising[like] = {OURS, str(DEFAULT), result.best_rival()}
+            keep(result)
