@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ggrun.runtime.cpu.kernels.matmul import call_quantize, call_rows, thread_scratch
+from ggrun.runtime.cpu.kernels.matmul import call_quantize, call_rows, place, thread_scratch
 from ggrun.runtime.cpu.kernels.rows import chunk_rows, copy_row, row_chunks
 from ggrun.runtime.cpu.sizes import EXPERT_ROWS
 from ggrun.runtime.cpu.vectors import each, exp1, spread, vector_code
@@ -168,8 +168,10 @@ def expert_matmul(step, control, thread, chunk):
     lists = field(step, "lists")
     n = field(step, "n")
     parts = (n + EXPERT_ROWS - 1) // EXPERT_ROWS
+    chunks = np.int64(load_i32(lists)) * parts
     if chunk < 0:
-        return np.int64(load_i32(lists)) * parts
+        return chunks
+    chunk = place(chunk, chunks, control_field(control, "active"))
     experts = field(step, "experts")
     k = field(step, "k")
     entries = _entries(lists, experts)

@@ -56,7 +56,7 @@ def _shared_rows(n, row_bytes, k, tokens, tile, active):
 
 
 @njit
-def _place(chunk, chunks, active):
+def place(chunk, chunks, active):
     """Which part of a matrix the chunk handed out as number `chunk` is: every thread gets neighbours as long as all are equally fast."""
     share, more = chunks // active, chunks % active
     first = chunk % active
@@ -88,7 +88,7 @@ def matmul(step, control, thread, chunk):
     chunks = (n + rows - 1) // rows
     if chunk < 0:
         return chunks
-    first = _place(chunk, chunks, active) * rows
+    first = place(chunk, chunks, active) * rows
     stop = min(first + rows, n)
     y = field(step, "y")
     y_stride = field(step, "y_stride")
