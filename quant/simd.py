@@ -250,6 +250,19 @@ class Emitter:
         """Signed 32-bit integers to float32."""
         return self.b.sitofp(a, vec(F32, a.type.count) if isinstance(a.type, ir.VectorType) else F32)
 
+    def times_power(self, a: Value, n: Value) -> Value:
+        """a * 2**n of float32 (scalar or vector), rounded once; a is in 0.5..2, n a whole number in -150..129, also as float32."""
+        b, type_ = self.b, a.type
+        if "avx512f" in self.target.features and type_ == vec(F32, 16):
+            every, current = ir.Constant(I16, -1), self.const(4, I32)  # all lanes; the rounding that is set
+            return self.call("llvm.x86.avx512.mask.scalef.ps.512", type_, [a, n, a, every, current])
+        whole = vec(I32, type_.count) if isinstance(type_, ir.VectorType) else I32
+        exponent = b.fptosi(n, whole)
+        half = b.ashr(exponent, self.const(1, whole))  # in two steps, because 2**n itself may leave float32 where the result does not
+        for part in (half, b.sub(exponent, half)):
+            a = b.fmul(a, self.cast(b.shl(b.add(part, self.const(127, whole)), self.const(23, whole)), type_))
+        return a
+
     def widen_half(self, bits: Value) -> Value:
         """float16 bits (i16, scalar or vector) to float32, exactly; NaNs come out quiet."""
         b = self.b

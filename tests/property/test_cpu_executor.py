@@ -17,7 +17,7 @@ from ggrun.runtime.cpu.executor import CpuExecutor
 from ggrun.runtime.executor import Cancelled
 from tests.cpu_programs import Model, Sequences, executor, plan
 
-N_CTX, N_SEQS = 160, 3
+N_CTX, N_SEQS = 300, 3  # more than one partition of attention
 MODELS = {
     "f32": Model(),
     "window and softcap": Model("F16", window=37, softcap=2.0, style="neox", head_dim=24, head_dim_v=40, n_rot=12),

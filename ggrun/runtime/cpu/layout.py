@@ -46,6 +46,8 @@ STEP_FIELDS = (
     "scores",
     "state",
     "outputs",
+    "partial_state",
+    "partial",
     "stage",  # bytes at the start of the thread's scratch kept for the driver itself
 )
 STEP_BYTES = 8 * len(STEP_FIELDS)

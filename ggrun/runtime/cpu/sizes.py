@@ -14,8 +14,11 @@ from quant.format import Format
 
 LINE = 64  # bytes; parts of a thread's scratch start on one
 LANES = 16  # the widest vector: rows of values and outputs are padded to it
-STATE_BYTES = 16  # of an attention row: running maximum, running sum, last factor
 TILE_TOKENS = 16  # consecutive tokens of a sequence that attention handles together
+TILE_ROWS = 4  # their rows (a query head of a token each) are padded to a multiple
+PARTITION = 256  # tokens of a sequence whose scores are weighed together, from a multiple of it on
+SCORE_BYTES = 4 * (PARTITION + LANES)  # from one row's scores to the next: not a power of two, for the cache's sake
+STATE_BYTES = 8  # of a row: maximum and sum
 EXPERT_ROWS = 64  # rows of an expert's matrix handed out at once
 
 
@@ -73,17 +76,21 @@ def query_tiles_bytes(n_tokens: int) -> int:
 def attention_scratch(attention: Attention) -> tuple[dict[str, int], int]:
     """Byte offsets of the parts of a thread's scratch during attention, and their sum.
 
-    keys [dim_k][block], values [block][dim_v] float32 of one KV block; for each row (a query head of a token of the tile) its
-    scaled query, scores [block], state and output [dim_v].
+    queries [dim_k][rows] scaled, scores [rows][PARTITION], outputs [rows][dim_v] and state [rows] of all partitions so far, partial and
+    partial_state of one; keys [dim_k][block] and values [block][dim_v] of a KV block that has to be converted first. All float32; a row
+    is a query head of a token of the tile.
     """
-    rows = TILE_TOKENS * (attention.n_head // attention.n_head_kv)
+    rows = up(TILE_TOKENS * (attention.n_head // attention.n_head_kv), TILE_ROWS)
+    outputs = 4 * rows * up(attention.head_dim_v, LANES)
     parts = {
+        "queries": 4 * rows * attention.head_dim_k,
+        "scores": rows * SCORE_BYTES,
+        "state": STATE_BYTES * rows,
+        "outputs": outputs,
+        "partial_state": STATE_BYTES * rows,
+        "partial": outputs,
         "keys": 4 * attention.head_dim_k * KV_BLOCK_TOKENS,
         "values": 4 * KV_BLOCK_TOKENS * up(attention.head_dim_v, LANES),
-        "queries": 4 * rows * attention.head_dim_k,
-        "scores": 4 * rows * KV_BLOCK_TOKENS,
-        "state": STATE_BYTES * rows,
-        "outputs": 4 * rows * up(attention.head_dim_v, LANES),
     }
     offsets, at = {}, 0
     for name, n_bytes in parts.items():

@@ -73,8 +73,7 @@ def _shape(type_: ir.Type, element: ir.Type) -> ir.Type:
 
 # -- maths ---------------------------------------------------------------------------------------------------------------------
 
-_ROUND = 1.5 * 2.0**23  # adding it leaves an integer in the low bits of the significand
-_ROUND_BITS = 0x4B400000
+_ROUND = 1.5 * 2.0**23  # adding it rounds to whole numbers
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.428606765330187e-06  # high part has few bits: n * high is exact
 # of exp around 0, highest first, through the Chebyshev nodes of |r| <= ln2/2: 2e-8 relative besides rounding
@@ -85,7 +84,6 @@ _EXP_LEAST, _EXP_MOST = -104.0, 89.0  # 0 and infinity in float32
 def exp(e: Emitter, x: Value) -> Value:
     """e**x of float32 lanes, relative error at most 1.5e-7; -inf gives 0, large gives inf, NaN stays NaN."""
     b, type_ = e.b, x.type
-    whole = _shape(type_, I32)
 
     def c(value: float) -> Value:
         return e.const(value, type_)
@@ -98,11 +96,7 @@ def exp(e: Emitter, x: Value) -> Value:
     p = c(_EXP_SERIES[0])
     for coefficient in _EXP_SERIES[1:]:
         p = e.fma(p, r, c(coefficient))
-    exponent = b.sub(e.cast(shifted, whole), e.const(_ROUND_BITS, whole))
-    half = b.ashr(exponent, e.const(1, whole))  # in two steps, because 2**n itself may leave float32 where p * 2**n does not
-    for part in (half, b.sub(exponent, half)):
-        p = b.fmul(p, e.cast(b.shl(b.add(part, e.const(127, whole)), e.const(23, whole)), type_))
-    return p
+    return e.times_power(p, n)
 
 
 def silu(e: Emitter, x: Value) -> Value:

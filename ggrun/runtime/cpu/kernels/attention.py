@@ -16,14 +16,17 @@ from numba import njit
 
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.runtime.cpu import atomics
+from ggrun.runtime.cpu.kernels.attention_tiles import FEW, MANY, scores_few, scores_many, tile_rows, weigh_few, weigh_many, weigh_one
 from ggrun.runtime.cpu.kernels.matmul import thread_scratch
-from ggrun.runtime.cpu.sizes import LANES, STATE_BYTES, TILE_TOKENS
-from ggrun.runtime.cpu.vectors import each, exp, narrow_half, spread, tanh, target, vector_code
+from ggrun.runtime.cpu.kernels.softmax import add_partition, cap, softmax
+from ggrun.runtime.cpu.sizes import LANES, PARTITION, SCORE_BYTES, STATE_BYTES, TILE_TOKENS
+from ggrun.runtime.cpu.vectors import each, narrow_half, spread, target, vector_code
 from ggrun.runtime.cpu.words import control_field, field, load_f32, load_i32, real, store_f32, store_i32, word
-from quant.simd import F32, I16, I32, Emitter, Value, vec
+from quant.simd import F32, I16, Emitter, Value, vec
 
 BLOCK = KV_BLOCK_TOKENS
 _MINUS_INF = np.float32(-np.inf)
+_HALF = int(target().f16c)  # tiles convert float16 themselves
 
 
 def query_tiles(step, control, thread, chunk):
@@ -115,19 +118,18 @@ def kv_store(step, control, thread, chunk):
     return 0
 
 
-# -- parts of attention ----------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------------------------------------
 
 
 @vector_code("iii")
 def _widen(e: Emitter, x: Value, n: Value, y: Value) -> None:
     """n float16 (a multiple of LANES) to float32."""
 
-    def body(index, _):
+    def body(index: Value) -> None:
         halves = e.load(x, vec(I16, LANES), e.b.shl(index, e.const(1)))
         e.store(e.widen_half(halves), y, e.b.shl(index, e.const(2)))
-        return ()
 
-    e.loop(e.const(0), n, body, step=LANES)
+    e.range(e.const(0), n, body, step=LANES)
 
 
 @vector_code("iifi")
@@ -136,108 +138,9 @@ def _scaled(e: Emitter, x: Value, n: Value, factor: Value, y: Value) -> None:
     each(e, n, lambda at, type_: e.store(e.b.fmul(e.load(x, type_, at), spread(e, factor, type_)), y, at))
 
 
-ROWS = max(1, target().lanes // 4)  # of the register tiles: 8 accumulators of the target's width
-
-
-def _scores(rows: int):
-    def body(e: Emitter, queries: Value, keys: Value, dim: Value, scores: Value) -> None:
-        """scores[r][0:BLOCK] = queries[r] . keys for `rows` rows that follow one another; added in rising dimension."""
-        wide = vec(F32, e.target.lanes)
-        n = BLOCK // e.target.lanes
-
-        def step(i, sums):
-            line = e.at(keys, i, 4 * BLOCK)
-            columns = [e.load(line, wide, 4 * e.target.lanes * j) for j in range(n)]
-            q = [e.load(e.at(e.at(queries, e.b.mul(dim, e.const(r)), 4), i, 4), F32) for r in range(rows)]
-            return [e.fma(e.splat(q[r], e.target.lanes), columns[j], sums[r * n + j]) for r in range(rows) for j in range(n)]
-
-        sums = e.loop(e.const(0), dim, step, [e.const(0.0, wide)] * (rows * n))
-        for i, value in enumerate(sums):
-            e.store(value, scores, 4 * e.target.lanes * i)
-
-    return vector_code("iiii")(body)
-
-
-_scores_one = _scores(1)
-_scores_many = _scores(ROWS)
-
-
-@vector_code("iiiif")
-def _softmax(e: Emitter, scores: Value, state: Value, low: Value, high: Value, softcap: Value) -> None:
-    """One row's scores of a block become weights; tokens low..high-1 are seen, at least one.
-
-    state: float32 running maximum, running sum, and the factor by which what was summed before shrinks.
-    """
-    b = e.b
-    wide = vec(F32, LANES)
-    with b.if_then(b.fcmp_ordered(">", softcap, e.const(0.0, F32))):
-        cap = e.splat(softcap, LANES)
-        for at in range(0, 4 * BLOCK, 4 * LANES):
-            e.store(b.fmul(cap, tanh(e, b.fdiv(e.load(scores, wide, at), cap))), scores, at)
-    lows, highs = (e.splat(b.trunc(value, I32), LANES) for value in (low, high))
-    parts = []
-    for j in range(0, BLOCK, LANES):
-        token = e.table(vec(I32, LANES), range(j, j + LANES))
-        seen = b.and_(b.icmp_signed(">=", token, lows), b.icmp_signed("<", token, highs))
-        parts.append(b.select(seen, e.load(scores, wide, 4 * j), e.const(float("-inf"), wide)))
-    old = e.load(state, F32)
-    top = e.overloaded("maxnum", parts)
-    while top.type.count > 2:
-        half = top.type.count // 2
-        top = e.overloaded("maxnum", [e.part(top, 0, half), e.part(top, half, half)])
-    new = e.overloaded("maxnum", [e.overloaded("maxnum", [e.lane(top, 0), e.lane(top, 1)]), old])
-    weights = [exp(e, b.fsub(part, e.splat(new, LANES))) for part in parts]
-    factor = exp(e, b.fsub(old, new))
-    total = e.fma(e.load(state, F32, 4), factor, e.sum(b.fadd(*weights)))
-    for j, weight in enumerate(weights):
-        e.store(weight, scores, 4 * LANES * j)
-    for i, value in enumerate((new, total, factor)):
-        e.store(value, state, 4 * i)
-
-
-def _weigh(rows: int):
-    def body(e: Emitter, scores: Value, state: Value, values: Value, low: Value, high: Value, dim: Value, outputs: Value) -> None:
-        """outputs[r] = outputs[r] * factor[r] + sum of weights[r][t] * values[t] over low <= t < high, rising; dim: of LANES."""
-        lanes = e.target.lanes
-
-        def columns(start: Value, stop: Value, width: int) -> None:
-            n = width // lanes
-            wide = vec(F32, lanes)
-
-            def column(index, _):
-                at = e.b.shl(index, e.const(2))
-                ys = [e.b.add(e.at(outputs, e.b.mul(dim, e.const(r)), 4), at) for r in range(rows)]
-                factors = [e.splat(e.load(state, F32, STATE_BYTES * r + 8), lanes) for r in range(rows)]
-                sums = [e.b.fmul(e.load(ys[r], wide, 4 * lanes * j), factors[r]) for r in range(rows) for j in range(n)]
-
-                def token(t, sums):
-                    line = e.b.add(e.at(values, e.b.mul(t, dim), 4), at)
-                    vs = [e.load(line, wide, 4 * lanes * j) for j in range(n)]
-                    ws = [e.splat(e.load(e.at(scores, t, 4), F32, 4 * BLOCK * r), lanes) for r in range(rows)]
-                    return [e.fma(ws[r], vs[j], sums[r * n + j]) for r in range(rows) for j in range(n)]
-
-                sums = e.loop(low, high, token, sums)
-                for i, value in enumerate(sums):
-                    e.store(value, ys[i // n], 4 * lanes * (i % n))
-                return ()
-
-            e.loop(start, stop, column, step=width)
-
-        pairs = e.b.and_(dim, e.const(-2 * LANES))
-        columns(e.const(0), pairs, 2 * LANES)
-        columns(pairs, dim, LANES)
-
-    return vector_code("iiiiiii")(body)
-
-
-_weigh_one = _weigh(1)
-_weigh_many = _weigh(ROWS)
-
-
 @njit
-def _lowest(position, window, block):
-    """The first place in the block that a token at `position` sees."""
-    return max(position - window + 1 - block * BLOCK, 0) if window > 0 else 0
+def _padded(rows):
+    return (rows + FEW - 1) // FEW * FEW
 
 
 @njit
@@ -246,50 +149,130 @@ def _position(control, token):
 
 
 @njit
-def _attend_block(step, control, scratch, first, rows, group, block):
-    """All rows of a tile over one block whose keys and values lie widened in scratch."""
-    dim_k = field(step, "dim_k")
-    dim_v = (field(step, "dim_v") + LANES - 1) // LANES * LANES
+def _seen(step, control, token, start, n):
+    """Which of the n positions from `start` on a token sees: (first, end), first >= end for none."""
+    position = _position(control, token)
     window = field(step, "window")
-    softcap = np.float32(real(step, "f1"))
-    keys = scratch + field(step, "keys")
-    values = scratch + field(step, "values")
+    low = max(position - window + 1 - start, 0) if window > 0 else 0
+    return low, min(position + 1 - start, n)
+
+
+@njit
+def _keys(step, control, first, block, head):
+    """Address of a block's keys of a KV head; its values follow."""
+    return _block(step, control, first, block) + head * field(step, "n")
+
+
+@njit
+def _score_block(step, scratch, keys, ahead, padded, column):
+    """Scores of all rows with a block of keys, from `column` of the partition on."""
+    dim = field(step, "dim_k")
+    half = _HALF
+    if not half:
+        _widen(keys, dim * BLOCK, scratch + field(step, "keys"))
+        keys = scratch + field(step, "keys")
     queries = scratch + field(step, "queries")
+    scores = scratch + field(step, "scores") + 4 * column
+    row = 0
+    while row < padded:
+        n = tile_rows(padded - row)
+        if n == MANY:
+            scores_many(queries + 4 * row, 4 * padded, dim, keys, half, ahead, scores + SCORE_BYTES * row)
+        else:
+            scores_few(queries + 4 * row, 4 * padded, dim, keys, half, ahead, scores + SCORE_BYTES * row)
+        row += n
+
+
+@njit
+def _weigh_block(step, control, scratch, first, rows, group, values, ahead, start, block):
+    """Add a block of values to all rows' partial outputs. A row reads exactly the values it may see; the others may be anything."""
+    dim = _padded_dim(step)
+    half = _HALF
+    at = block * BLOCK
+    if not half:
+        _, most = _seen(step, control, first + (rows - 1) // group, at, BLOCK)
+        _widen(values, most * dim, scratch + field(step, "values"))
+        values = scratch + field(step, "values")
+    weights = scratch + field(step, "scores") + 4 * (at - start)
+    partial = scratch + field(step, "partial")
+    padded = _padded(rows)
+    row = 0
+    while row < padded:
+        n = tile_rows(padded - row)
+        stop = min(row + n, rows)
+        # what all rows of the register tile see goes in at once, what only some see before and after that
+        first_low, high = _seen(step, control, first + row // group, at, BLOCK)
+        low, last_high = _seen(step, control, first + (stop - 1) // group, at, BLOCK)
+        common = low < high
+        if not common:
+            low = high = last_high
+        if first_low < low:
+            for r in range(row, stop):
+                r_low, r_high = _seen(step, control, first + r // group, at, BLOCK)
+                weigh_one(weights + SCORE_BYTES * r, values, half, ahead, r_low, min(low, r_high), dim, partial + 4 * dim * r)
+        if common:
+            if n == MANY:
+                weigh_many(weights + SCORE_BYTES * row, values, half, ahead, low, high, dim, partial + 4 * dim * row)
+            else:
+                weigh_few(weights + SCORE_BYTES * row, values, half, ahead, low, high, dim, partial + 4 * dim * row)
+        if high < last_high:
+            for r in range(row, stop):
+                _, r_high = _seen(step, control, first + r // group, at, BLOCK)
+                weigh_one(weights + SCORE_BYTES * r, values, half, ahead, high, r_high, dim, partial + 4 * dim * r)
+        row += n
+
+
+@njit
+def _padded_dim(step):
+    return (field(step, "dim_v") + LANES - 1) // LANES * LANES
+
+
+@njit
+def _attend(step, control, scratch, first, rows, group, head, begin, start, end):
+    """Add the partition that starts at `start` to all rows of a tile, whose positions see begin..end-1."""
+    dim = _padded_dim(step)
+    padded = _padded(rows)
+    blocks = max(start, begin) // BLOCK, (min(end, start + PARTITION) + BLOCK - 1) // BLOCK
+    key_bytes = 2 * BLOCK * field(step, "dim_k")
+    for block in range(blocks[0], blocks[1]):
+        keys = _keys(step, control, first, block, head)
+        ahead = _keys(step, control, first, block + 1, head) if block + 1 < blocks[1] else keys
+        _score_block(step, scratch, keys, ahead, padded, block * BLOCK - start)
     scores = scratch + field(step, "scores")
-    states = scratch + field(step, "state")
-    outputs = scratch + field(step, "outputs")
-    row = 0
-    while row + ROWS <= rows:
-        _scores_many(queries + 4 * row * dim_k, keys, dim_k, scores + 4 * BLOCK * row)
-        row += ROWS
-    while row < rows:
-        _scores_one(queries + 4 * row * dim_k, keys, dim_k, scores + 4 * BLOCK * row)
-        row += 1
+    states = scratch + field(step, "partial_state")
+    softcap = np.float32(real(step, "f1"))
     for row in range(rows):
-        position = _position(control, first + row // group)
-        low = _lowest(position, window, block)
-        high = min(position + 1 - block * BLOCK, BLOCK)
+        low, high = _seen(step, control, first + row // group, start, PARTITION)
         if low < high:
-            _softmax(scores + 4 * BLOCK * row, states + STATE_BYTES * row, low, high, softcap)
-    row = 0
-    while row < rows:
-        position = _position(control, first + row // group)
-        low = _lowest(position, window, block)
-        high = min(position + 1 - block * BLOCK, BLOCK)
-        if low >= high:
-            row += 1
-            continue
-        at = scores + 4 * BLOCK * row
-        state = states + STATE_BYTES * row
-        output = outputs + 4 * row * dim_v
-        if row + ROWS <= rows:
-            last = _position(control, first + (row + ROWS - 1) // group)
-            if _lowest(last, window, block) == low and min(last + 1 - block * BLOCK, BLOCK) == high:
-                _weigh_many(at, state, values, low, high, dim_v, output)
-                row += ROWS
-                continue
-        _weigh_one(at, state, values, low, high, dim_v, output)
-        row += 1
+            if softcap > 0.0:
+                cap(scores + SCORE_BYTES * row, low, high, softcap)
+            softmax(scores + SCORE_BYTES * row, low, high, states + STATE_BYTES * row)
+    partial = scratch + field(step, "partial")
+    _clear(partial, padded * dim)
+    for block in range(blocks[0], blocks[1]):
+        values = _keys(step, control, first, block, head) + key_bytes
+        ahead = _keys(step, control, first, block + 1, head) + key_bytes if block + 1 < blocks[1] else values
+        _weigh_block(step, control, scratch, first, rows, group, values, ahead, start, block)
+    totals = scratch + field(step, "state")
+    outputs = scratch + field(step, "outputs")
+    for row in range(rows):
+        low, high = _seen(step, control, first + row // group, start, PARTITION)
+        if low < high:
+            add_partition(totals + STATE_BYTES * row, outputs + 4 * dim * row, states + STATE_BYTES * row, partial + 4 * dim * row, dim)
+
+
+@njit
+def _pack_queries(step, scratch, first, rows, group, head):
+    """The rows' queries, scaled, as [dim_k][rows]."""
+    dim = field(step, "dim_k")
+    padded = _padded(rows)
+    scale = np.float32(real(step, "f0"))
+    queries = scratch + field(step, "queries")
+    _clear(queries, padded * dim)
+    for row in range(rows):
+        x = field(step, "x") + (first + row // group) * field(step, "x_stride") + 4 * (head * group + row % group) * dim
+        for i in range(dim):
+            store_f32(queries + 4 * (i * padded + row), load_f32(x + 4 * i) * scale)
 
 
 def attention(step, control, thread, chunk):
@@ -303,11 +286,9 @@ def attention(step, control, thread, chunk):
     if chunk < 0:
         return chunks
     group = field(step, "heads") // kv_heads
-    dim_k = field(step, "dim_k")
     dim_v = field(step, "dim_v")
-    padded = (dim_v + LANES - 1) // LANES * LANES
+    padded = _padded_dim(step)
     window = field(step, "window")
-    scale = np.float32(real(step, "f0"))
     scratch = thread_scratch(control, thread)
     states = scratch + field(step, "state")
     outputs = scratch + field(step, "outputs")
@@ -316,21 +297,17 @@ def attention(step, control, thread, chunk):
     tile = tiles + 8 + 8 * (index // kv_heads)
     first = np.int64(load_i32(tile))
     rows = np.int64(load_i32(tile + 4)) * group
+    _pack_queries(step, scratch, first, rows, group, head)
     for row in range(rows):
-        x = field(step, "x") + (first + row // group) * field(step, "x_stride") + 4 * (head * group + row % group) * dim_k
-        _scaled(x, dim_k, scale, scratch + field(step, "queries") + 4 * row * dim_k)
         store_f32(states + STATE_BYTES * row, _MINUS_INF)
         store_f32(states + STATE_BYTES * row + 4, np.float32(0.0))
-        _clear(outputs + 4 * row * padded, padded)
+    _clear(outputs, rows * padded)
     end = _position(control, first + rows // group - 1) + 1
-    begin = max(_position(control, first) - window + 1, 0) // BLOCK if window > 0 else 0
-    for block in range(begin, (end + BLOCK - 1) // BLOCK):
+    begin = max(_position(control, first) - window + 1, 0) if window > 0 else 0
+    for partition in range(begin // PARTITION, (end + PARTITION - 1) // PARTITION):
         if atomics.load_relaxed(word(control, "abort")) != 0:  # a long context takes long
             return 0
-        keys = _block(step, control, first, block) + head * field(step, "n")
-        _widen(keys, dim_k * BLOCK, scratch + field(step, "keys"))
-        _widen(keys + 2 * BLOCK * dim_k, min(end - block * BLOCK, BLOCK) * padded, scratch + field(step, "values"))
-        _attend_block(step, control, scratch, first, rows, group, block)
+        _attend(step, control, scratch, first, rows, group, head, begin, partition * PARTITION, end)
     for row in range(rows):
         total = load_f32(states + STATE_BYTES * row + 4)
         y = field(step, "y") + (first + row // group) * field(step, "y_stride") + 4 * (head * group + row % group) * dim_v
