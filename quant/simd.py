@@ -257,7 +257,8 @@ class Emitter:
             every, current = ir.Constant(I16, -1), self.const(4, I32)  # all lanes; the rounding that is set
             return self.call("llvm.x86.avx512.mask.scalef.ps.512", type_, [a, n, a, every, current])
         whole = vec(I32, type_.count) if isinstance(type_, ir.VectorType) else I32
-        exponent = b.fptosi(n, whole)
+        round_, bits = 1.5 * 2.0**23, 0x4B400000  # adding it leaves a whole number in the low bits of the significand
+        exponent = b.sub(self.cast(b.fadd(n, self.const(round_, type_)), whole), self.const(bits, whole))
         half = b.ashr(exponent, self.const(1, whole))  # in two steps, because 2**n itself may leave float32 where the result does not
         for part in (half, b.sub(exponent, half)):
             a = b.fmul(a, self.cast(b.shl(b.add(part, self.const(127, whole)), self.const(23, whole)), type_))

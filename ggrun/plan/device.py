@@ -13,7 +13,7 @@ from ggrun.errors import GgrunError
 from ggrun.program.params import Params
 from ggrun.program.program import KvState, Program
 
-KV_BLOCK_TOKENS = 32  # tokens of one KV block; attention reduces block by block, so results do not depend on chunking
+KV_BLOCK_TOKENS = 32  # tokens of one KV block, which sequences with the same prefix share
 
 
 class MissingKernels(GgrunError):

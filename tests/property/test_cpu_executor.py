@@ -72,8 +72,8 @@ def test_a_whole_prompt_equals_its_chunks_on_any_number_of_threads() -> None:
     program, tensors = MODELS["k-quants"].build()
     ids = np.random.default_rng(3).integers(0, 64, N_CTX)
     results = []
-    for n_threads, step in ((1, 160), (2, 160), (5, 64), (1, 7)):
-        with executor(program, tensors, n_threads=n_threads, n_ubatch=160, n_logits=160) as cpu:
+    for n_threads, step in ((1, N_CTX), (2, N_CTX), (5, 64), (1, 7)):
+        with executor(program, tensors, n_threads=n_threads, n_ctx=N_CTX, n_ubatch=N_CTX, n_logits=N_CTX) as cpu:
             seqs = Sequences(1, N_CTX)
             parts = [cpu.run(seqs.batch([(0, i, ids[i : i + step])])).copy() for i in range(0, N_CTX, step)]
         results.append(np.concatenate(parts).view(np.int32))

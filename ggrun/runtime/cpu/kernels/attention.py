@@ -3,10 +3,9 @@
 A layer's arena is [block][KV head]{keys [dim_k][32 tokens], values [32 tokens][dim_v padded to 16]}, float16: keys are transposed
 so that the lanes of a score vector are tokens, values lie so that lanes are dimensions of the output.
 
-Work is handed out as (tile of consecutive tokens of one sequence, KV head): a block is converted to float32 once for all rows
-(query heads of tokens) of the tile. A row sees its blocks in rising order with a running maximum and sum, and per block only the
-tokens it may see, so its bits do not depend on the tile, the batch or the thread. Cells beyond a row's position are computed with
-as keys (their scores are discarded) and never read as values: they may hold anything.
+Work is handed out as (tile of consecutive tokens of one sequence, KV head); a row is a query head of a token of the tile. What is added in
+which order is defined in docs/cpu-runtime.md and does not depend on the tile, the batch or the thread. Cells beyond a row's position are
+computed with as keys (their scores are discarded) and never read as values: they may hold anything.
 """
 
 from __future__ import annotations
