@@ -55,14 +55,15 @@ class Contestant:
         self._context = {"n_ctx": group.n_ctx, "n_parallel": group.n_parallel, "flash": flash}
         layout = "flash" if flash else "plain"
         self._state = home() / "states" / f"{group.file.replace(' ', '-')}-{group.build}-{group.deepest}-{layout}"
-        self._warm: Case | None = None
+
+    def prepare(self, case: Case) -> None:
+        """Fill the context up to the case's depth, and run once what does not count."""
+        self._worker.ask("context", **self._context)
+        self._worker.ask("warm", case=asdict(case), deepest=self._group.deepest, state=str(self._state))
 
     def run(self, case: Case) -> tuple[float, float]:
-        """(tokens a second, cores that others used meanwhile) of one run; before a case's first run, fills the context and warms up."""
+        """(tokens a second, cores that others used meanwhile) of one run."""
         self._worker.ask("context", **self._context)
-        if self._warm != case:
-            self._worker.ask("warm", case=asdict(case), deepest=self._group.deepest, state=str(self._state))
-            self._warm = case
         everyone, itself, start = system_seconds(), self._worker.cpu_seconds(), monotonic()
         seconds = self._worker.ask("run", case=asdict(case))["seconds"]
         others = system_seconds() - everyone - (self._worker.cpu_seconds() - itself)
@@ -109,6 +110,8 @@ def undisturbed(runs: Sequence[tuple[float, float]]) -> list[float]:
 def rounds(case: Case, busy: bool, who: Sequence[Contestant], seconds: float, say: Say) -> dict[str, list[float]]:
     """Figures of every contestant in turns, a round started while time is left; at least one of each."""
     runs: dict[str, list[tuple[float, float]]] = {one.name: [] for one in who}
+    for one in who:
+        one.prepare(case)
     start = monotonic()
     with busy_process() if busy else nullcontext():
         for turn in range(MOST_ROUNDS):
