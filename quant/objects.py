@@ -63,11 +63,14 @@ def _path(name: str) -> Path:
 
 
 def _keep(name: str, code: bytes) -> None:
-    """Put the file in its place at once: who reads it sees all of it or nothing."""
+    """Put the file in its place at once: who reads it sees all of it or nothing. On a full disk the next start compiles again."""
     path = _path(name)
     new = path.with_suffix(f".{os.getpid()}")
-    new.write_bytes(hashlib.sha256(code).digest() + code)
-    new.replace(path)
+    try:
+        new.write_bytes(hashlib.sha256(code).digest() + code)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
 
 
 @functools.cache

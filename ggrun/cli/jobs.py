@@ -53,8 +53,6 @@ def jobs_of(models: Sequence[str], flags: BenchOptions, screen: Screen) -> list[
         for one in combined:
             options = Options(**settings(model, _engine_options(one, flags), screen))
             for group in fitting(model.path, options, wanted):
-                if group.n_threads < (one.n_threads or 0):
-                    screen.once(f"-t {one.n_threads}: this process may use {group.n_threads} cores; no more threads than that run")
                 jobs.append(Job(model.path, options, tuple(Entry(info, one, case, group.n_threads) for case in group.cases)))
     return jobs
 

@@ -6,7 +6,7 @@ The one place that knows which executor there is and how it is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -88,10 +88,17 @@ def plan_model(path: str | Path | None, options: Options) -> Planned:
         )
         device = CpuDevice()
         plan = make_plan(program, device, request, spec.n_ctx_train, _weights(file, options.load_mode), available_bytes())
+        plan = replace(plan, notes=(*plan.notes, *_thread_notes(options, cores)))
         return Planned(file, spec, program, plan, device, n_threads, n_batch_threads)
     except BaseException:
         file.close()
         raise
+
+
+def _thread_notes(options: Options, cores: int) -> list[str]:
+    asked = {"-t": options.n_threads, "-tb": options.n_threads_batch}
+    few = f"{cores} core{'s' * (cores > 1)}"
+    return [f"{flag} {n}: this process may use {few}; no more threads than that run" for flag, n in asked.items() if n > cores]
 
 
 def _weights(file: GgufFile, load_mode: str) -> Mapping[str, int]:

@@ -72,10 +72,9 @@ def test_models_by_argument_flag_list_and_name(asked: list, tmp_path: Path, monk
     assert asked[-1][0] == EMBEDDED
 
 
-def test_more_threads_than_cores_are_told_and_not_counted(asked: list, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_threads_than_cores_are_not_counted(asked: list) -> None:
     jobs = jobs_of([str(EMBEDDED)], BenchOptions(n_threads=["1,2,8"], **SMALL), Screen())
     assert [job.entries[0].n_threads for job in jobs] == [1, 2, 2]
-    assert capsys.readouterr().err == "-t 8: this process may use 2 cores; no more threads than that run\n"
 
 
 @pytest.mark.parametrize(("layers", "told"), [("auto", 0), ("0", 0), ("99", 1), ("all", 1)])

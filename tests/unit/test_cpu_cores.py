@@ -70,3 +70,5 @@ def test_threads_asked_for_never_exceed_the_cores(asked: tuple[int, int], given:
     planned.file.close()
     assert (planned.n_threads, planned.n_threads_batch) == given
     assert planned.plan.shape.n_threads == max(given)
+    told = {note.partition(":")[0] for note in planned.plan.notes}
+    assert told & {"-t 64", "-tb 64"} == {f"{flag} 64" for flag, n in zip(("-t", "-tb"), asked) if n == 64}

@@ -32,6 +32,11 @@ def use(folder: Path) -> str:
     return done.stdout.strip()
 
 
+def test_what_cannot_be_kept_is_used_all_the_same(tmp_path: Path) -> None:
+    full = tmp_path / "gone"  # a folder that cannot be written to, like one on a full disk
+    assert use(full) == "True [1.0, -2.0, 0.0, 0.5]"
+
+
 def test_second_process_imports_no_numba(tmp_path: Path) -> None:
     assert use(tmp_path) == "True [1.0, -2.0, 0.0, 0.5]"
     assert len(list(tmp_path.iterdir())) == 4
