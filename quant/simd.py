@@ -374,18 +374,6 @@ class Emitter:
         even, odd = ([q + p for q in range(0, n, 4) for p in (first, first + 2, n + first, n + first + 2)] for first in (0, 1))
         return self.b.add(self.shuffle(a, even, b), self.shuffle(a, odd, b))
 
-    def sum_rows8(self, rows: Sequence[Value]) -> Value:
-        """Eight <8 x i32> -> <8 x i32> of their totals."""
-        pairs = [self.fold(rows[i], rows[i + 1]) for i in range(0, 8, 2)]
-        low, high = self.fold(pairs[0], pairs[1]), self.fold(pairs[2], pairs[3])
-        return self.b.add(self.shuffle(low, [0, 1, 2, 3, 8, 9, 10, 11], high), self.shuffle(low, [4, 5, 6, 7, 12, 13, 14, 15], high))
-
-    def sum_pairs8(self, pairs: Sequence[Value]) -> Value:
-        """Four <16 x i32>, each two rows of eight lanes -> <8 x i32> of the rows' totals, in order."""
-        quarters = self.fold(self.fold(pairs[0], pairs[1]), self.fold(pairs[2], pairs[3]))
-        first, second = self.shuffle(quarters, [0, 8, 1, 9, 2, 10, 3, 11]), self.shuffle(quarters, [4, 12, 5, 13, 6, 14, 7, 15])
-        return self.b.add(first, second)
-
     # -- transposition -----------------------------------------------------------------------------------------------------
 
     def transpose4(self, rows: Sequence[Value]) -> list[Value]:

@@ -6,6 +6,8 @@ into a float by exactly the formula of `quant.cpu.panel`, so that a lone token g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quant.cpu.activations import GROUP, Layout, layout
 from quant.cpu.arguments import Product
 from quant.cpu.blocks import BlockFormat, quants
@@ -135,12 +137,26 @@ def _eight_dots(e: Emitter, fmt: BlockFormat, acts: Layout, at: list[Value], xs:
             if fmt.signed:
                 q, offset = b.xor(q, e.const(-128, q.type)), 128
             dots.append(e.dot4(e.zero(vec(I32, 8 * width)), q, e.load(xs, q.type, acts["quants"] + 32 * j)))
-        sums = e.sum_pairs8(dots) if width == 2 else e.sum_rows8(dots)
+        sums = _sum_pairs8(e, dots) if width == 2 else _sum_rows8(e, dots)
     else:
-        sums = e.sum_rows8([_block_dot(e, fmt, at[j], e.load(xs, vec(I8, 32), acts["quants"] + 32 * j)) for j in range(8)])
+        sums = _sum_rows8(e, [_block_dot(e, fmt, at[j], e.load(xs, vec(I8, 32), acts["quants"] + 32 * j)) for j in range(8)])
     if offset:
         sums = b.sub(sums, b.mul(e.load(xs, sums.type, acts["sums"]), e.const(offset, sums.type)))
     return sums
+
+
+def _sum_rows8(e: Emitter, rows: Sequence[Value]) -> Value:
+    """Eight <8 x i32> -> <8 x i32> of their totals."""
+    pairs = [e.fold(rows[i], rows[i + 1]) for i in range(0, 8, 2)]
+    low, high = e.fold(pairs[0], pairs[1]), e.fold(pairs[2], pairs[3])
+    return e.b.add(e.shuffle(low, [0, 1, 2, 3, 8, 9, 10, 11], high), e.shuffle(low, [4, 5, 6, 7, 12, 13, 14, 15], high))
+
+
+def _sum_pairs8(e: Emitter, pairs: Sequence[Value]) -> Value:
+    """Four <16 x i32>, each two rows of eight lanes -> <8 x i32> of the rows' totals, in order."""
+    quarters = e.fold(e.fold(pairs[0], pairs[1]), e.fold(pairs[2], pairs[3]))
+    first, second = e.shuffle(quarters, [0, 8, 1, 9, 2, 10, 3, 11]), e.shuffle(quarters, [4, 12, 5, 13, 6, 14, 7, 15])
+    return e.b.add(first, second)
 
 
 def _eight_blocks(e: Emitter, fmt: BlockFormat, acts: Layout, blocks: Value, xs: Value) -> Value:
