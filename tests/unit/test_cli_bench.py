@@ -113,7 +113,6 @@ def test_a_plot_that_cannot_be_is_refused_before_anything_runs(asked: list, tmp_
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     results = [result(case, n_threads=n) for n in (1, 2) for d in (0, 64) for case in (Case(8, 0, d), Case(0, 4, d, 2), Case(8, 4, d))]
     for name, begin in (("x.png", b"\x89PNG"), ("x.svg", b"<?xml")):
         ggrun.bench.plot.draw(results, tmp_path / name)
