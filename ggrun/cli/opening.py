@@ -15,8 +15,6 @@ from ggrun.errors import GgrunError
 if TYPE_CHECKING:
     from ggrun import Engine
 
-KV_TYPES = ("f16",)
-
 
 def chosen(argument: str | None, flag: str | None, screen: Screen) -> Model:
     """The model the command line means; says so when it is the embedded one."""
@@ -28,8 +26,9 @@ def chosen(argument: str | None, flag: str | None, screen: Screen) -> Model:
 
 def settings(model: Model, options: EngineOptions, screen: Screen) -> dict[str, Any]:
     """The options of `Engine.open`, and of a plan, that the flags and models.toml mean. Raises GgrunError for flags that cannot be met."""
-    check_cache_types(options)
     no_gpu(options, screen)
+    if options.flash_attn == "off":
+        raise GgrunError("-fa off: attention is always fused here; -fa takes auto or on")
     return {
         "n_ctx": options.n_ctx if options.n_ctx is not None else model.n_ctx or 0,
         "n_threads": max(0, options.n_threads if options.n_threads is not None else model.n_threads or 0),
@@ -38,6 +37,8 @@ def settings(model: Model, options: EngineOptions, screen: Screen) -> dict[str, 
         "n_ubatch": options.n_ubatch,
         "n_parallel": options.n_parallel,
         "load_mode": load_mode(options),
+        "type_k": options.cache_type_k.lower(),
+        "type_v": options.cache_type_v.lower(),
     }
 
 
@@ -63,13 +64,6 @@ def load_mode(options: EngineOptions) -> str:
     if len(modes) > 1:
         raise GgrunError(f"weights cannot be loaded as {' and as '.join(sorted(modes))}; choose one of -lm, --mlock, --no-mmap")
     return modes.pop() if modes else "auto"
-
-
-def check_cache_types(options: EngineOptions) -> None:
-    """Refuse a KV type that there is not."""
-    for name, kind in (("-ctk", options.cache_type_k), ("-ctv", options.cache_type_v)):
-        if kind.lower() not in KV_TYPES:
-            raise GgrunError(f"{name} {kind} is not supported; the KV cache is kept as {', '.join(KV_TYPES)}")
 
 
 def no_gpu(options: EngineOptions, screen: Screen) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ggrun.errors import GgrunError
 from ggrun.gguf import GgufFile, open_gguf
 from ggrun.models import ModelSpec, build_program
+from ggrun.plan.device import KV_TYPES
 from ggrun.plan.memory import available_bytes, has_huge_pages
 from ggrun.plan.planner import Plan, Request, make_plan
 from ggrun.program.program import Program
@@ -33,6 +34,8 @@ class Options:
     n_parallel: int = 1
     n_logits: int = 0
     load_mode: str = "auto"
+    type_k: str = "f16"
+    type_v: str = "f16"
     executor: str = "cpu"
     reuse: bool = True
 
@@ -45,6 +48,9 @@ class Options:
         ):
             if not least <= value <= 1 << 30:
                 raise GgrunError(f"{flag} {value} is out of range; it takes {least} or more")
+        for flag, kind in (("-ctk", self.type_k), ("-ctv", self.type_v)):
+            if kind not in KV_TYPES:
+                raise GgrunError(f"{flag} {kind} is not supported; the KV cache is kept as {', '.join(KV_TYPES)}")
         if self.executor not in EXECUTORS:
             raise GgrunError(f"there is no executor {self.executor!r} here; choose one of: {', '.join(EXECUTORS)}")
 
@@ -83,6 +89,8 @@ def plan_model(path: str | Path | None, options: Options) -> Planned:
             n_logits=options.n_logits,
             n_threads=max(n_threads, n_batch_threads),
             load_mode=options.load_mode,
+            type_k=options.type_k,
+            type_v=options.type_v,
             copy_weights=options.load_mode == "auto" and options.executor == "cpu" and has_huge_pages(),
             reuse=options.reuse,
         )
@@ -127,7 +135,8 @@ def _reference(planned: Planned, progress: Progress | None) -> Executor:
     from ggrun.runtime.reference import ReferenceExecutor
 
     planned.file.load(planned.plan.load_mode, progress)
-    return ReferenceExecutor(planned.program, planned.file.tensors, planned.plan.shape.n_kv_blocks)
+    shape = planned.plan.shape
+    return ReferenceExecutor(planned.program, planned.file.tensors, shape.n_kv_blocks, shape.type_k, shape.type_v)
 
 
 EXECUTORS: dict[str, Callable[[Planned, Progress | None], Executor]] = {"cpu": _cpu, "reference": _reference}

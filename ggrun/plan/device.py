@@ -14,6 +14,7 @@ from ggrun.program.params import Params
 from ggrun.program.program import KvState, Program
 
 KV_BLOCK_TOKENS = 32  # tokens of one KV block, which sequences with the same prefix share
+KV_TYPES = ("f16", "q8_0", "q4_0")
 
 
 class MissingKernels(GgrunError):
@@ -30,6 +31,8 @@ class Shape:
     n_logits: int  # R: rows whose logits a batch may ask for
     n_threads: int  # team size on the CPU
     n_kv_blocks: int  # blocks of KV_BLOCK_TOKENS tokens, block 0 is the null block
+    type_k: str = "f16"  # what cached keys and values are kept as, one of KV_TYPES
+    type_v: str = "f16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,8 @@ class Device(Protocol):
         """Private scratch of one thread (or stream), in bytes."""
         ...
 
-    def kv_block_bytes(self, state: KvState) -> int:
-        """Bytes of one block of KV_BLOCK_TOKENS tokens of a layer's attention state."""
+    def kv_block_bytes(self, state: KvState, shape: Shape) -> int:
+        """Bytes of one block of KV_BLOCK_TOKENS tokens of a layer's attention state. GgrunError when its types do not fit the heads."""
         ...
 
     def process_bytes(self, n_vocab: int) -> int:

@@ -37,6 +37,8 @@ class Request:
     n_threads: int = 1
     load_mode: str = "auto"
     copy_weights: bool = False  # when it fits, matrices move to private memory in the background
+    type_k: str = "f16"  # of the KV cache: KV_TYPES of plan.device
+    type_v: str = "f16"
     reuse: bool = True  # False: every buffer keeps its own bytes, for trace
 
 
@@ -139,17 +141,18 @@ def _lay_out(
     per_seq = max(1, n_ctx // request.n_seqs)
     blocks = 1 + request.n_seqs * -(-per_seq // KV_BLOCK_TOKENS)
     n_logits = min(request.n_logits or request.n_seqs, request.n_ubatch)
-    shape = Shape(per_seq, request.n_seqs, request.n_ubatch, n_logits, request.n_threads, blocks)
+    shape = Shape(per_seq, request.n_seqs, request.n_ubatch, n_logits, request.n_threads, blocks, request.type_k, request.type_v)
     lowered = device.lower(program, program.units, shape)
     offsets, scratch = pack(spans(program, lowered, {"T": shape.n_ubatch, "R": shape.n_logits}, request.reuse))
     thread = align(device.thread_bytes(lowered, program, shape))
     kv: dict[str, KvPlace] = {}
     kv_bytes = 0
     for state in program.states.values():
-        kv[state.name] = KvPlace(kv_bytes, device.kv_block_bytes(state))
+        kv[state.name] = KvPlace(kv_bytes, device.kv_block_bytes(state, shape))
         kv_bytes = align(kv_bytes + blocks * kv[state.name].block_bytes)
+    kinds = shape.type_k if shape.type_k == shape.type_v else f"keys {shape.type_k}, values {shape.type_v}"
     lines = [
-        Line(device.name, "kv", f"KV cache, {shape.n_ctx} tokens x {shape.n_seqs} sequences, f16", kv_bytes),
+        Line(device.name, "kv", f"KV cache, {shape.n_ctx} tokens x {shape.n_seqs} sequences, {kinds}", kv_bytes),
         Line(device.name, "scratch", f"activations of {shape.n_ubatch} tokens", scratch),
         Line(device.name, "scratch", f"private scratch of {shape.n_threads} threads", thread * shape.n_threads),
         Line(device.name, "process", "Python, kernels, vocabulary (measured)", device.process_bytes(program.n_vocab)),

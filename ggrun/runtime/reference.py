@@ -17,7 +17,8 @@ from ggrun.program.kinds import KINDS
 from ggrun.program.program import Op, Program
 from ggrun.program.rope import frequencies
 from ggrun.runtime.executor import Batch, Cancelled
-from quant.reference import dequantize
+from quant.format import format_by_name
+from quant.reference import dequantize, quantize
 
 F32 = NDArray[np.float32]
 Array = NDArray[np.float32] | NDArray[np.int32]
@@ -32,15 +33,21 @@ class RawTensor(Protocol):
 
 
 class ReferenceExecutor:
-    """Executor for one whole program. n_kv_blocks: blocks of KV_BLOCK_TOKENS tokens its float32 KV store holds."""
+    """Executor for one whole program. n_kv_blocks: blocks of KV_BLOCK_TOKENS tokens its KV store holds.
 
-    def __init__(self, program: Program, tensors: Mapping[str, RawTensor], n_kv_blocks: int) -> None:
+    Keys and values are rounded to what type_k and type_v can say, and kept as float32.
+    """
+
+    def __init__(
+        self, program: Program, tensors: Mapping[str, RawTensor], n_kv_blocks: int, type_k: str = "f32", type_v: str = "f32"
+    ) -> None:
         self.program = program
         self.values: dict[str, Array] = {}
         self._tensors = tensors
         self._weights: dict[str, F32] = {}
         self._cached_bytes = 0
         self.notes: list[str] = []
+        self.type_k, self.type_v = type_k, type_v
         self._abort = False
         tokens = n_kv_blocks * KV_BLOCK_TOKENS
         self.kv: dict[str, tuple[F32, F32]] = {
@@ -132,13 +139,18 @@ def _rope(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[
     return (y.reshape(x[0].shape),)
 
 
+def _rounded(kind: str, x: Array) -> F32:
+    fmt = format_by_name(kind.upper())
+    return dequantize(fmt, quantize(fmt, cast(F32, x)))
+
+
 def _attention(ex: ReferenceExecutor, op: Op, batch: Batch, x: list[Array]) -> tuple[Array, ...]:
     a = cast(p.Attention, op.params)
     n = len(x[0])
     keys, values = ex.kv[a.state]
     cells = batch.tables[batch.seqs, batch.positions // KV_BLOCK_TOKENS] * KV_BLOCK_TOKENS + batch.positions % KV_BLOCK_TOKENS
-    keys[cells] = x[1].reshape(n, a.n_head_kv, a.head_dim_k)
-    values[cells] = x[2].reshape(n, a.n_head_kv, a.head_dim_v)
+    keys[cells] = _rounded(ex.type_k, x[1].reshape(n, a.n_head_kv, a.head_dim_k))
+    values[cells] = _rounded(ex.type_v, x[2].reshape(n, a.n_head_kv, a.head_dim_v))
     q = x[0].reshape(n, a.n_head_kv, a.n_head // a.n_head_kv, a.head_dim_k)
     out = np.empty((n, a.n_head_kv, a.n_head // a.n_head_kv, a.head_dim_v), np.float32)
     for t in range(n):

@@ -26,6 +26,10 @@ MODELS = {
 }
 
 
+KV_TYPES = {"kv q8_0": ("q8_0", "q8_0"), "kv q4_0": ("q4_0", "q4_0")}
+MODELS |= {name: Model(head_dim=32, head_dim_v=64, n_rot=32, window=150) for name in KV_TYPES}
+
+
 @pytest.fixture(autouse=True)
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads beyond the cores of the test machine, for the sake of the order in which they happen to run."""
@@ -38,7 +42,8 @@ def ready(request: pytest.FixtureRequest) -> Iterator[tuple[CpuExecutor, np.ndar
     program, tensors = MODELS[request.param].build()
     ids = np.random.default_rng(7).integers(0, 64, (N_SEQS, N_CTX)).astype(np.int32)
     seqs = Sequences(N_SEQS, N_CTX)
-    pins = {"n_ctx": N_SEQS * N_CTX, "n_seqs": N_SEQS}
+    type_k, type_v = KV_TYPES.get(request.param, ("f16", "f16"))
+    pins = {"n_ctx": N_SEQS * N_CTX, "n_seqs": N_SEQS, "type_k": type_k, "type_v": type_v}
     with executor(program, tensors, **pins) as cpu:
         alone = np.stack([[cpu.run(seqs.batch([(s, i, [ids[s, i]])]))[0].copy() for i in range(N_CTX)] for s in range(N_SEQS)])
     with pytest.MonkeyPatch.context() as patch:

@@ -90,6 +90,8 @@ def test_defaults(engine: type[FakeEngine]) -> None:
         "n_ubatch": 512,
         "n_parallel": 1,
         "load_mode": "auto",
+        "type_k": "f16",
+        "type_v": "f16",
         "chat_template": None,
     }
     sampling = submitted["sampling"]
@@ -101,7 +103,7 @@ def test_defaults(engine: type[FakeEngine]) -> None:
 def test_everything_arrives(engine: type[FakeEngine], tmp_path) -> None:
     model = tmp_path / "m.gguf"
     model.touch()
-    line = f"-m {model} -c 4096 -t 3 -tb 2 -b 64 -ub 32 -np 2 -lm mmap -ngl 0 -fa on -ctk f16 -ctv F16"
+    line = f"-m {model} -c 4096 -t 3 -tb 2 -b 64 -ub 32 -np 2 -lm mmap -ngl 0 -fa on -ctk q4_0 -ctv Q8_0"
     line += " -s 7 --temp 0.5 --top-k 9 --top-p 0.8 --min-p 0.1 --typical 0.9 --top-n-sigma -1 --xtc-probability 0.2 --xtc-threshold 0.3"
     line += " --repeat-penalty 1.1 --repeat-last-n -1 --presence-penalty 0.3 --frequency-penalty -0.2 --dry-multiplier 0.8 --dry-base 2"
     line += " --dry-allowed-length 3 --dry-penalty-last-n 100 --dry-sequence-breaker none --dynatemp-range 0.1 --dynatemp-exp 1.5"
@@ -111,6 +113,7 @@ def test_everything_arrives(engine: type[FakeEngine], tmp_path) -> None:
     opened, submitted = engine.opened, engine.last.submitted[0]
     assert (opened["model"], opened["n_ctx"], opened["n_threads"], opened["n_threads_batch"]) == (model, 4096, 3, 2)
     assert (opened["n_batch"], opened["n_ubatch"], opened["n_parallel"], opened["load_mode"]) == (64, 32, 2, "mmap")
+    assert (opened["type_k"], opened["type_v"]) == ("q4_0", "q8_0")
     assert submitted["sampling"] == ggrun.Sampling(
         seed=7,
         temperature=0.5,
@@ -161,7 +164,7 @@ def test_environment_and_who_wins(engine: type[FakeEngine], monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["-ctk", "q8_0"], 1, "-ctk q8_0 is not supported"),
+        (["-fa", "off"], 1, "-fa off: attention is always fused here"),
         (["--mlock", "--no-mmap"], 1, "choose one of -lm, --mlock, --no-mmap"),
         (["-ngl", "some"], 1, "-ngl some is neither a number nor auto nor all"),
         (["-l", "12"], 1, "'12' is not ID+X or ID-X"),

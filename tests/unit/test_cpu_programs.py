@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ggrun.errors import GgrunError
 from ggrun.plan.device import MissingKernels
 from ggrun.program.params import Add
 from ggrun.program.program import Op
+from ggrun.runtime.reference import ReferenceExecutor
 from quant.format import format_by_name
 from tests.cpu_programs import Model, Sequences, compare_buffers, executor
 
@@ -52,6 +54,27 @@ def test_every_buffer(variant: str) -> None:
     a, b = rng.integers(0, 64, (2, 100))
     batches = [seqs.batch([(0, 0, a[:50]), (1, 0, b[:13])], rows=[49]), seqs.batch([(1, 13, b[13:60]), (0, 50, a[50:51])], rows=[0, 47])]
     compare_buffers(program, tensors, batches, close, n_seqs=2)
+
+
+@pytest.mark.parametrize(("type_k", "type_v"), [("q8_0", "q8_0"), ("q4_0", "q4_0"), ("q8_0", "f16"), ("f16", "q4_0"), ("f16", "f16")])
+@pytest.mark.parametrize("window", [0, 40])
+def test_kv_types(type_k: str, type_v: str, window: int) -> None:
+    """Attention over quantized keys and values is near the reference, which rounds them alike: a number that falls to the other side
+    is rare, and off by one step."""
+    program, tensors = Model(head_dim=64, head_dim_v=32, n_rot=64, n_layer=1, window=window).build()
+    a = np.random.default_rng(1).integers(0, 64, 120)
+    seqs = Sequences(1, 128)
+    reference = ReferenceExecutor(program, tensors, 8, type_k, type_v)
+    with executor(program, tensors, type_k=type_k, type_v=type_v) as cpu:
+        for at, n in ((0, 50), (50, 1), (51, 60)):
+            batch = seqs.batch([(0, at, a[at : at + n])])
+            assert nmse(cpu.run(batch), reference.run(batch)) < F16_STORE
+
+
+def test_kv_types_need_whole_groups() -> None:
+    program, tensors = Model().build()
+    with pytest.raises(GgrunError, match="-ctv q4_0 needs heads of a multiple of 32"), executor(program, tensors, type_v="q4_0"):
+        pass
 
 
 @pytest.mark.parametrize("fmt", ["F16", "BF16", "Q8_0", "Q4_0"])

@@ -37,7 +37,7 @@ class Fake:
     def thread_bytes(self, lowered: Lowered, program: Program, shape: object) -> int:
         return 100
 
-    def kv_block_bytes(self, state: KvState) -> int:
+    def kv_block_bytes(self, state: KvState, shape: object) -> int:
         return KV_BLOCK_TOKENS * 4096
 
     def process_bytes(self, n_vocab: int) -> int:

@@ -194,7 +194,10 @@ def _heads(b: Binder, step: Step) -> Fields:
         "kv_heads": a.n_head_kv,
         "dim_k": a.head_dim_k,
         "dim_v": a.head_dim_v,
-        "n": sizes.kv_head_bytes(a.head_dim_k, a.head_dim_v),
+        "n": sizes.kv_head_bytes(a.head_dim_k, a.head_dim_v, b.shape.type_k, b.shape.type_v),
+        "bits_k": sizes.KV_BITS[b.shape.type_k],
+        "bits_v": sizes.KV_BITS[b.shape.type_v],
+        "values_at": sizes.kv_part_bytes(b.shape.type_k, a.head_dim_k),
         "kv": b.kv + place.offset,
         "kv_stride": place.block_bytes,
     }

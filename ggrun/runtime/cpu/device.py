@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ggrun.errors import GgrunError
 from ggrun.plan.device import Lowered, Shape, Step, missing
 from ggrun.program import params as p
 from ggrun.program.program import KvState, Op, Program
@@ -69,9 +70,14 @@ class CpuDevice:
             need = max(need, n)
         return sizes.up(need)
 
-    def kv_block_bytes(self, state: KvState) -> int:
+    def kv_block_bytes(self, state: KvState, shape: Shape) -> int:
         """See `kernels.attention` for the layout."""
-        return state.n_head_kv * sizes.kv_head_bytes(state.head_dim_k, state.head_dim_v)
+        for flag, kind, dim in (("-ctk", shape.type_k, state.head_dim_k), ("-ctv", shape.type_v, state.head_dim_v)):
+            if kind != "f16" and dim % sizes.KV_GROUP:
+                raise GgrunError(
+                    f"{flag} {kind} needs heads of a multiple of {sizes.KV_GROUP} numbers; this model's have {dim}: use {flag} f16"
+                )
+        return state.n_head_kv * sizes.kv_head_bytes(state.head_dim_k, state.head_dim_v, shape.type_k, shape.type_v)
 
     def process_bytes(self, n_vocab: int) -> int:
         """Enough for a first start; later ones take 90 MiB less."""

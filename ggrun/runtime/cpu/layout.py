@@ -39,6 +39,9 @@ STEP_FIELDS = (
     "f1",
     "kv",  # first block of the layer's KV arena
     "kv_stride",  # bytes between blocks
+    "bits_k",  # of a cached key's element: 16 (float16), 8 (q8_0) or 4 (q4_0)
+    "bits_v",
+    "values_at",  # bytes from a KV head's keys to its values
     "lists",  # attention: the query tiles; experts: the entries by expert
     "keys",  # attention: where the parts of its scratch start
     "values",

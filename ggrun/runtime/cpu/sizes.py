@@ -99,6 +99,16 @@ def attention_scratch(attention: Attention) -> tuple[dict[str, int], int]:
     return offsets, at
 
 
-def kv_head_bytes(dim_k: int, dim_v: int) -> int:
-    """One KV head of one block, float16: keys [dim_k][block], then values [block][dim_v padded to LANES]."""
-    return 2 * KV_BLOCK_TOKENS * (dim_k + up(dim_v, LANES))
+KV_BITS = {"f16": 16, "q8_0": 8, "q4_0": 4}  # of an element, its scale apart
+KV_GROUP = 32  # elements of q8_0 and q4_0 with one float16 scale
+
+
+def kv_part_bytes(kind: str, dim: int) -> int:
+    """Keys or values of one KV head of one block: the elements and, unless float16, their scales."""
+    scales = 0 if kind == "f16" else 2 * (dim // KV_GROUP)
+    return KV_BLOCK_TOKENS * (dim * KV_BITS[kind] // 8 + scales)
+
+
+def kv_head_bytes(dim_k: int, dim_v: int, type_k: str, type_v: str) -> int:
+    """One KV head of one block: keys, then values [block][dim_v padded to LANES]; see `kernels.attention` and `kernels.kv_quants`."""
+    return kv_part_bytes(type_k, dim_k) + kv_part_bytes(type_v, up(dim_v, LANES))

@@ -42,6 +42,7 @@ load_f32 = _loader(ir.FloatType(), types.float32, 4)
 load_f64 = _loader(ir.DoubleType(), types.float64, 8)
 store_i64 = _storer(I64, types.int64, 8)
 store_i32 = _storer(ir.IntType(32), types.int32, 4)
+store_i8 = _storer(ir.IntType(8), types.int8, 1)
 store_f32 = _storer(ir.FloatType(), types.float32, 4)
 
 

@@ -16,6 +16,7 @@ from numba import njit
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.runtime.cpu import atomics
 from ggrun.runtime.cpu.kernels.attention_tiles import FEW, MANY, scores_few, scores_many, tile_rows, weigh_few, weigh_many, weigh_one
+from ggrun.runtime.cpu.kernels.kv_quants import store_key, store_value, widen_keys4, widen_keys8, widen_values4, widen_values8
 from ggrun.runtime.cpu.kernels.matmul import thread_scratch
 from ggrun.runtime.cpu.kernels.softmax import add_partition, cap, softmax
 from ggrun.runtime.cpu.sizes import LANES, PARTITION, SCORE_BYTES, STATE_BYTES, TILE_TOKENS
@@ -105,15 +106,25 @@ def kv_store(step, control, thread, chunk):
         return (tokens + BLOCK - 1) // BLOCK * heads
     dim_k = field(step, "dim_k")
     dim_v = field(step, "dim_v")
+    bits_k = field(step, "bits_k")
+    bits_v = field(step, "bits_v")
     row_bytes = 2 * ((dim_v + LANES - 1) // LANES * LANES)
     head = chunk % heads
     first = chunk // heads * BLOCK
     for token in range(first, min(first + BLOCK, tokens)):
         block, place = _cell(step, control, token)
         keys = block + head * field(step, "n")
-        values = keys + 2 * BLOCK * dim_k
-        _store_key(field(step, "x") + token * field(step, "x_stride") + 4 * head * dim_k, dim_k, keys + 2 * place)
-        _store_value(field(step, "z") + token * field(step, "z_stride") + 4 * head * dim_v, dim_v, values + place * row_bytes)
+        values = keys + field(step, "values_at")
+        x = field(step, "x") + token * field(step, "x_stride") + 4 * head * dim_k
+        z = field(step, "z") + token * field(step, "z_stride") + 4 * head * dim_v
+        if bits_k == 16:
+            _store_key(x, dim_k, keys + 2 * place)
+        else:
+            store_key(x, dim_k, bits_k, keys, place)
+        if bits_v == 16:
+            _store_value(z, dim_v, values + place * row_bytes)
+        else:
+            store_value(z, dim_v, bits_v, values, place)
     return 0
 
 
@@ -166,10 +177,17 @@ def _keys(step, control, first, block, head):
 def _score_block(step, scratch, keys, ahead, padded, column):
     """Scores of all rows with a block of keys, from `column` of the partition on."""
     dim = field(step, "dim_k")
-    half = _HALF
+    bits = field(step, "bits_k")
+    half = _HALF if bits == 16 else 0
     if not half:
-        _widen(keys, dim * BLOCK, scratch + field(step, "keys"))
-        keys = scratch + field(step, "keys")
+        wide = scratch + field(step, "keys")
+        if bits == 16:
+            _widen(keys, dim * BLOCK, wide)
+        elif bits == 8:
+            widen_keys8(keys, dim, wide)
+        else:
+            widen_keys4(keys, dim, wide)
+        keys = wide
     queries = scratch + field(step, "queries")
     scores = scratch + field(step, "scores") + 4 * column
     row = 0
@@ -186,12 +204,19 @@ def _score_block(step, scratch, keys, ahead, padded, column):
 def _weigh_block(step, control, scratch, first, rows, group, values, ahead, start, block):
     """Add a block of values to all rows' partial outputs. A row reads exactly the values it may see; the others may be anything."""
     dim = _padded_dim(step)
-    half = _HALF
+    bits = field(step, "bits_v")
+    half = _HALF if bits == 16 else 0
     at = block * BLOCK
     if not half:
+        wide = scratch + field(step, "values")
         _, most = _seen(step, control, first + (rows - 1) // group, at, BLOCK)
-        _widen(values, most * dim, scratch + field(step, "values"))
-        values = scratch + field(step, "values")
+        if bits == 16:
+            _widen(values, most * dim, wide)
+        elif bits == 8:
+            widen_values8(values, most, dim, wide)
+        else:
+            widen_values4(values, most, dim, wide)
+        values = wide
     weights = scratch + field(step, "scores") + 4 * (at - start)
     partial = scratch + field(step, "partial")
     padded = _padded(rows)
@@ -232,7 +257,7 @@ def _attend(step, control, scratch, first, rows, group, head, begin, start, end)
     dim = _padded_dim(step)
     padded = _padded(rows)
     blocks = max(start, begin) // BLOCK, (min(end, start + PARTITION) + BLOCK - 1) // BLOCK
-    key_bytes = 2 * BLOCK * field(step, "dim_k")
+    key_bytes = field(step, "values_at")
     for block in range(blocks[0], blocks[1]):
         keys = _keys(step, control, first, block, head)
         ahead = _keys(step, control, first, block + 1, head) if block + 1 < blocks[1] else keys
