@@ -81,10 +81,21 @@ class EngineOptions:
         Switch, _compute("-fa", "--flash-attn", env="LLAMA_ARG_FLASH_ATTN", shown="auto", help="accepted; attention is always fused")
     ] = "auto"
     cache_type_k: Annotated[
-        str, _compute("-ctk", "--cache-type-k", metavar="TYPE", env="LLAMA_ARG_CACHE_TYPE_K", shown="f16", help="type of cached keys")
+        str,
+        _compute(
+            "-ctk", "--cache-type-k", metavar="TYPE", env="LLAMA_ARG_CACHE_TYPE_K", shown="f16", help="type of cached keys: f16, q8_0, q4_0"
+        ),
     ] = "f16"
     cache_type_v: Annotated[
-        str, _compute("-ctv", "--cache-type-v", metavar="TYPE", env="LLAMA_ARG_CACHE_TYPE_V", shown="f16", help="type of cached values")
+        str,
+        _compute(
+            "-ctv",
+            "--cache-type-v",
+            metavar="TYPE",
+            env="LLAMA_ARG_CACHE_TYPE_V",
+            shown="f16",
+            help="type of cached values: f16, q8_0, q4_0",
+        ),
     ] = "f16"
 
 
