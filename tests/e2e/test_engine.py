@@ -12,7 +12,9 @@ from ggrun.engine.generation import Generation
 from ggrun.errors import GgrunError
 from ggrun.gguf import LOAD_MODES
 from ggrun.models.spec import SpecError
+from ggrun.plan.device import KV_BLOCK_TOKENS, KV_TYPES
 from ggrun.plan.memory import has_huge_pages
+from tests.conftest import EMBEDDED
 from tests.oracle.models import LOCAL
 
 MODEL = LOCAL / "llama-gqa.Q4_K_M.gguf"
@@ -73,6 +75,21 @@ def test_a_conversation_reuses_its_keys_and_values_and_answers_the_same() -> Non
     assert reused.timings.cache_n == len(PROMPT) + 19  # the last generated token was never computed
     assert reused.timings.cache_n + reused.timings.prompt_n == len(longer)
     assert reused.ids == fresh.ids
+
+
+@pytest.mark.parametrize("kv", KV_TYPES)
+def test_prompts_that_share_a_prefix_are_answered_as_by_a_fresh_engine(kv: str) -> None:
+    """Repeated whole, and parting inside a block: full blocks are shared, the parting one is copied, quants and scales."""
+    options = {"n_ctx": 256, "type_k": kv, "type_v": kv}
+    parting = PROMPT[:77] + PROMPT[:30]
+    assert 77 % KV_BLOCK_TOKENS
+    with Engine.open(EMBEDDED, **options) as engine:
+        first, again, other = [engine.submit(p, GREEDY, n_predict=12).wait() for p in (PROMPT, PROMPT, parting)]
+    with Engine.open(EMBEDDED, **options) as engine:
+        fresh = engine.submit(parting, GREEDY, n_predict=12).wait()
+    assert [g.timings.cache_n for g in (first, again, other, fresh)] == [0, len(PROMPT) - 1, 77, 0]
+    assert again.ids == first.ids
+    assert other.ids == fresh.ids
 
 
 def test_seed_decides(engine: Engine) -> None:

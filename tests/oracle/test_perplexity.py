@@ -6,6 +6,7 @@ answers only: the model never learned to foresee questions. The oracle's models 
 
 import inspect
 import pydoc
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,9 @@ from tests.conftest import EMBEDDED
 from tests.e2e.test_embedded_model import load
 
 N_TOKENS = 2048
-KV_CACHES: dict[str, dict[str, object]] = {"f16": {}}  # name: the options that ask for it
+# q4_0 cannot be compared so: the least noise moves keys and values by whole steps. Noise of 0.1% before rounding moves the reference's own
+# perplexity by 1%, noise of 1% by 3%. tests/unit/test_cpu_programs.py compares q4_0 where activations are exact.
+KV_CACHES = {kind: {"type_k": kind, "type_v": kind} for kind in ("f16", "q8_0")}  # name: the options that ask for it
 
 
 def answer(name: str) -> str:
@@ -32,7 +35,7 @@ def answer(name: str) -> str:
     found = pydoc.locate(name)
     summary = (inspect.getdoc(found) or "").partition(".")[0] if found else ""
     try:
-        signature = str(inspect.signature(found))  # type: ignore[arg-type]
+        signature = re.sub(" at 0x[0-9a-f]+", "", str(inspect.signature(found)))  # type: ignore[arg-type]  # addresses differ from run to run
     except (TypeError, ValueError):
         signature = "()"
     return f"{name}{signature}: {summary}." if summary else ""
@@ -76,9 +79,10 @@ def perplexity(executor: Executor) -> float:
     return float(np.exp(np.concatenate(surprises)[answers[1:]].mean()))
 
 
-@pytest.fixture(scope="module")
-def reference() -> float:
-    planned = plan(EMBEDDED)
+@cache
+def reference(kv: str) -> float:
+    """The reference executor's, with keys and values rounded alike."""
+    planned = plan(EMBEDDED, **KV_CACHES[kv])
     executor = make_executor("reference", planned, None)
     try:
         return perplexity(executor)
@@ -89,7 +93,7 @@ def reference() -> float:
 
 @pytest.mark.parametrize("kv", KV_CACHES)
 @pytest.mark.parametrize("tier", tiers())
-def test_perplexity(tier: str, kv: str, reference: float) -> None:
+def test_perplexity(tier: str, kv: str) -> None:
     planned = replace(plan(EMBEDDED, **KV_CACHES[kv]), device=CpuDevice(tier))
     executor = make_executor("cpu", planned, None)
     try:
@@ -97,5 +101,6 @@ def test_perplexity(tier: str, kv: str, reference: float) -> None:
     finally:
         executor.close()
         planned.file.close()
-    print(f"{tier}, {kv}: {found:.3f}, {found / reference:.5f} of the reference's")
-    assert found == pytest.approx(reference, rel=0.005)
+    want = reference(kv)
+    print(f"{tier}, {kv}: {found:.3f}, {found / want:.5f} of the reference's")
+    assert found == pytest.approx(want, rel=0.005)

@@ -86,12 +86,14 @@ def test_a_whole_prompt_equals_its_chunks_on_any_number_of_threads() -> None:
         np.testing.assert_array_equal(other, results[0])
 
 
-def test_copied_block_continues_another_sequence() -> None:
+@pytest.mark.parametrize("kv", ["f16", *KV_TYPES])
+def test_copied_block_continues_another_sequence(kv: str) -> None:
     """Two sequences share a prefix that ends inside a block: the block is copied and each goes its own way."""
-    program, tensors = MODELS["f32"].build()
+    program, tensors = MODELS.get(kv, MODELS["f32"]).build()
+    type_k, type_v = KV_TYPES.get(kv, ("f16", "f16"))
     ids = np.random.default_rng(5).integers(0, 64, 60)
     seqs = Sequences(2, 64)
-    with executor(program, tensors, n_seqs=2, n_ctx=128) as cpu:
+    with executor(program, tensors, n_seqs=2, n_ctx=128, type_k=type_k, type_v=type_v) as cpu:
         cpu.run(seqs.batch([(0, 0, ids[:45])]))
         for i in range(2):
             cpu.copy_block(int(seqs.tables[0, i]), int(seqs.tables[1, i]))
