@@ -358,9 +358,9 @@ class Emitter:
 
     _MADDS: ClassVar = {8: "llvm.x86.sse2.pmadd.wd", 16: "llvm.x86.avx2.pmadd.wd", 32: "llvm.x86.avx512.pmaddw.d.512"}
 
-    def dot4(self, total: Value, w: Value, x: Value) -> Value:
-        """total + the sum of four products per lane, unsigned bytes w by signed bytes x, on whole vectors. VNNI only."""
-        return self.call(f"llvm.x86.avx512.vpdpbusd.{8 * w.type.count}", total.type, [total, w, x])
+    def dot4(self, total: Value, unsigned: Value, signed: Value) -> Value:
+        """total + the sum of four products of bytes per lane, on whole vectors. VNNI only."""
+        return self.call(f"llvm.x86.avx512.vpdpbusd.{8 * signed.type.count}", total.type, [total, unsigned, signed])
 
     def dot2(self, total: Value, a: Value, b: Value) -> Value:
         """total + madd(a, b)."""

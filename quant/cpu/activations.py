@@ -16,9 +16,10 @@ The byte kinds interleave `tokens` = T tokens of a tile, in groups of 256 elemen
            offset    [8][T]       f32 scale * sum of quants: what a weight's minimum is multiplied with
            sums      [8][T]       i32 sums of quants per 32 elements
 
-With T = 1 everything is contiguous: the layout of a single token. A scale is max|x| / 127 and quants round to nearest even, the
-same for every T, so a token's numbers never depend on its neighbours. NaN or infinity in x makes the scale NaN or infinite and
-the quants harmless. Knows nothing of weights.
+With T = 1 everything is contiguous: the layout of a single token. With more, where VNNI multiplies bytes, quants are stored 128 too
+large, as unsigned bytes; their sums are not. A scale is max|x| / 127 and quants round to nearest even, the same for every T, so a
+token's numbers never depend on its neighbours. NaN or infinity in x makes the scale NaN or infinite and the quants harmless. Knows
+nothing of weights.
 """
 
 from __future__ import annotations
@@ -177,6 +178,8 @@ def _store_quants(e: Emitter, place: Layout, target: Value, slot: Value, first: 
     if place.tokens == 1:
         e.store(words, e.at(target, e.const(first) if isinstance(first, int) else first, 4))
         return
+    if e.target.vnni:
+        words = e.b.xor(words, e.const(-0x7F7F7F80, words.type))  # 0x80 in every byte: unsigned, 128 too large
     base = e.at(target, slot, 4)
     if not isinstance(first, int):
         base, first = e.at(base, first, 4 * place.tokens), 0

@@ -5,9 +5,14 @@ group; nothing of it outlives the call. Its fields, each [..][M][L lanes]:
 
     quants   [64]         four neighbouring elements of every row in a lane, as bytes
     super-blocks:  scales [n_sub]      integer sub-block scales, i32 (VNNI) or the same i16 twice
-                   pairs  [n_sub / 2]  i16 pairs of minima, or of scales where quants have an offset
+                   pairs  [n_sub / 2]  i16 pairs of minima; without VNNI, of scales where quants have an offset
+                   start               VNNI: what the integer sum begins with, i32
                    d, -dmin            f32
-    blocks:        d, m   [8]          f32
+    blocks:        start  [8]          likewise
+                   d, m   [8]          f32
+
+With VNNI the tokens' bytes are unsigned, 128 too large, and the panel's signed, their offset taken off. What 128 adds to a sum
+depends on the row alone, so it is known when the panel is unpacked: sums begin with less.
 
 For every tile of T tokens the register tile M x T runs over the panel and adds to the results in scratch: DESIGN's rule 11,
 formula in docs/kernels.md. Rows beyond the last are clamped to it, so nothing is read beyond the tensor, and are not written.
@@ -48,9 +53,9 @@ def panel(fmt: BlockFormat, target: Target) -> Panel:
     vectors = 1 if fmt.signed and not target.vnni else target.panel_vectors
     line = 4 * target.lanes * vectors
     if fmt.scales:
-        counts = {"quants": STEPS, "scales": fmt.n_sub, "pairs": fmt.n_sub // 2, "d": 1, "m": 1}
+        counts = {"quants": STEPS, "scales": fmt.n_sub, "pairs": fmt.n_sub // 2, "start": 1, "d": 1, "m": 1}
     else:
-        counts = {"quants": STEPS, "d": 8, "m": 8}
+        counts = {"quants": STEPS, "start": 8, "d": 8, "m": 8}
     at, fields = 0, {}
     for name, count in counts.items():
         fields[name] = at
@@ -135,19 +140,23 @@ def _unpack(e: Emitter, fmt: BlockFormat, shape: Panel, scratch: Value, m: Value
 
     def block(j: Value) -> None:
         columns = Columns(e, fmt, [e.at(row, j, fmt.n_bytes) for row in rows])
-        if fmt.scales:
-            _unpack_scales(e, fmt, shape, columns, dst)
+        scales = _unpack_scales(e, fmt, shape, columns, dst) if fmt.scales else []
+        start = e.zero(columns.type)
         fetch = iter(range(0, lanes * fmt.n_bytes, 64))
         units = columns.units()
-        for i, unit in enumerate(units):
+        for unit in units:
             for by in itertools.islice(fetch, -(-lanes * fmt.n_bytes // (64 * len(units)))):
                 e.prefetch(e.at(ahead, j, lanes * fmt.n_bytes), by)
-            at = e.at(dst, j, 8 * line)
-            for i, column in enumerate(columns.quants(unit)):
-                if fmt.signed and e.target.vnni:
-                    column = e.b.xor(column, e.const(-0x7F7F7F80, column.type))  # 0x80 in every byte: unsigned, 128 too large
-                e.store(column, at, shape["quants"] + line * (4 * unit + i))
+            quants = columns.quants(unit)
+            if e.target.vnni:
+                quants = [_signed(e, fmt, column) for column in quants]
+                excess = _excess(e, fmt, quants)
+                start = e.b.sub(start, e.b.mul(excess, scales[unit * fmt.n_sub // 16]) if scales else excess)
+            for i, column in enumerate(quants):
+                e.store(column, e.at(dst, j, 8 * line), shape["quants"] + line * (4 * unit + i))
         at = e.at(dst, j, line)
+        if e.target.vnni:
+            e.store(start, at, shape["start"])
         e.store(columns.half(fmt.d_at), at, shape["d"])
         if fmt.m_at is not None:
             minimum = columns.half(fmt.m_at)
@@ -159,8 +168,27 @@ def _unpack(e: Emitter, fmt: BlockFormat, shape: Panel, scratch: Value, m: Value
         e.count(present, block)
 
 
-def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, columns: Columns, dst: Value) -> None:
-    """Integer scales and pairs of a super-block."""
+def _signed(e: Emitter, fmt: BlockFormat, column: Value) -> Value:
+    """A column of quants with their offset taken off."""
+    if not fmt.offset:
+        return column
+    quants = vec(I8, 4 * e.target.lanes)
+    return e.cast(e.b.sub(e.cast(column, quants), e.const(fmt.offset, quants)), column.type)
+
+
+def _excess(e: Emitter, fmt: BlockFormat, quants: Sequence[Value]) -> Value:
+    """128 times the sums of a unit's quants: what activations that are 128 too large add to their products."""
+    total, bytes_ = e.zero(vec(I32, e.target.lanes)), vec(I8, 4 * e.target.lanes)
+    columns = [e.cast(column, bytes_) for column in quants]
+    if not fmt.signed:  # four of -32..31 fit a byte
+        columns = [e.sum_of(columns)]
+    for column in columns:
+        total = e.dot4(total, e.const(-128, bytes_), column)
+    return total
+
+
+def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, columns: Columns, dst: Value) -> list[Value]:
+    """Stores integer scales and pairs of a super-block; returns the scales."""
     b, line = e.b, 4 * e.target.lanes * shape.vectors
     sixteen, low = e.const(16, columns.type), e.const(0xFFFF, columns.type)
     scales, minima = columns.scales()
@@ -169,8 +197,9 @@ def _unpack_scales(e: Emitter, fmt: BlockFormat, shape: Panel, columns: Columns,
             scale = b.or_(b.shl(scale, sixteen), b.and_(scale, low))
         e.store(scale, dst, shape["scales"] + i * line)
     paired = minima or scales
-    for i in range(fmt.n_sub // 2):
+    for i in range(fmt.n_sub // 2 if minima or not e.target.vnni else 0):
         e.store(b.or_(b.shl(paired[2 * i + 1], sixteen), b.and_(paired[2 * i], low)), dst, shape["pairs"] + i * line)
+    return scales
 
 
 class _Tile:
@@ -187,7 +216,13 @@ class _Tile:
     @property
     def offset(self) -> int:
         """What a quant in the panel is too large by."""
-        return 128 if self.fmt.signed and self.e.target.vnni else self.fmt.offset
+        return 0 if self.e.target.vnni else self.fmt.offset
+
+    def start(self, w: Value) -> list[Value]:
+        """What integer sums begin with: with VNNI, less what 128 too much in the tokens' bytes will add."""
+        if not self.e.target.vnni:
+            return [self.e.zero(self.ints)] * self.size
+        return [self.vector(w, self.ints, m) for _, _, m in self.cells()]
 
     def cells(self) -> Sequence[tuple[int, int, int]]:
         """(index, token, vector) of every value."""
@@ -218,7 +253,7 @@ class _Tile:
         totals = [e.zero(self.ints)] * self.size if scales else list(start)
         for operands in self.operands(w, x, steps):
             for i, weights, tokens in operands:
-                totals[i] = e.dot4(totals[i], weights, tokens)
+                totals[i] = e.dot4(totals[i], tokens, weights)
         return [b.add(start[i], b.mul(totals[i], scales[m])) for i, _, m in self.cells()] if scales else totals
 
     def _by_pairs(self, w: Value, x: Value, steps: int, start: list[Value], scales: list[Value] | None) -> list[Value]:
@@ -252,7 +287,7 @@ def _multiply_super_block(e: Emitter, fmt: BlockFormat, shape: Panel, acts: Layo
             sums = tile.sub_block(e.offset(ws, j * steps * row), e.offset(xs, j * steps * 4 * tile.tokens), steps, sums, scales)
         return sums
 
-    sums = e.loop(e.const(0), e.const(fmt.n_sub // 2), two_sub_blocks, [e.zero(tile.ints)] * tile.size)
+    sums = e.loop(e.const(0), e.const(fmt.n_sub // 2), two_sub_blocks, tile.start(e.offset(w, shape["start"])))
     if tile.offset or fmt.m_at is not None:
         products = [e.zero(tile.ints)] * tile.size
         field = acts["sums16" if fmt.n_sub == 16 else "sums32"]
@@ -282,7 +317,7 @@ def _multiply_blocks(e: Emitter, fmt: BlockFormat, shape: Panel, acts: Layout, w
 
     def block(j: Value, parts: list[Value]) -> list[Value]:
         at, xs = e.at(w, j, row), e.at(x, j, 4 * tile.tokens)
-        start = [e.zero(tile.ints)] * tile.size
+        start = tile.start(e.offset(at, shape["start"]))
         if tile.offset:
             for t in range(tile.tokens):
                 excess = b.mul(e.load(xs, I32, acts["sums"] + 4 * t), e.const(-tile.offset, I32))

@@ -16,6 +16,7 @@ from quant.cpu.activations import layout
 from quant.cpu.blocks import BLOCK_FORMATS
 from quant.format import FORMATS, Format, format_by_name
 from quant.reference import dequantize, quantize
+from quant.simd import TARGETS
 
 cache.use()  # a kernel is compiled once, not in every run of the tests
 NAMES = [fmt.name for fmt in FORMATS.values()]
@@ -100,6 +101,8 @@ def read_back(kind: str, tier: str, dst: Bytes, n: int, k: int) -> tuple[NDArray
     place, n_groups, n_tiles = layout(kind, tokens), -(-k // 256), -(-n // tokens)
     groups = dst.reshape(n_groups, n_tiles, place.n_bytes)
     quants = groups[:, :, : 256 * tokens].reshape(n_groups, n_tiles, 64, tokens, 4).transpose(1, 3, 0, 2, 4)
+    if n > 1 and TARGETS[tier].vnni:
+        quants = quants ^ np.uint8(0x80)
     per_group = 8 if kind == "q8_0" else 1
     scales = groups[:, :, place["scale"] : place["scale"] + 4 * tokens * per_group].copy().view(np.float32)
     scales = scales.reshape(n_groups, n_tiles, per_group, tokens).transpose(1, 3, 0, 2)
