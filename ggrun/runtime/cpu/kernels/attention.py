@@ -15,18 +15,17 @@ from numba import njit
 
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.runtime.cpu import atomics
-from ggrun.runtime.cpu.kernels.attention_tiles import FEW, MANY, scores_few, scores_many, tile_rows, weigh_few, weigh_many, weigh_one
+from ggrun.runtime.cpu.kernels.attention_tiles import FEW, MANY, reads, scores_few, scores_many, tile_rows, weigh_few, weigh_many, weigh_one
 from ggrun.runtime.cpu.kernels.kv_quants import store_key, store_value, widen_keys4, widen_keys8, widen_values4, widen_values8
 from ggrun.runtime.cpu.kernels.matmul import thread_scratch
 from ggrun.runtime.cpu.kernels.softmax import add_partition, cap, softmax
 from ggrun.runtime.cpu.sizes import LANES, PARTITION, SCORE_BYTES, STATE_BYTES, TILE_TOKENS
-from ggrun.runtime.cpu.vectors import each, narrow_half, spread, target, vector_code
+from ggrun.runtime.cpu.vectors import each, narrow_half, spread, vector_code
 from ggrun.runtime.cpu.words import control_field, field, load_f32, load_i32, real, store_f32, store_i32, word
 from quant.simd import F32, I16, Emitter, Value, vec
 
 BLOCK = KV_BLOCK_TOKENS
 _MINUS_INF = np.float32(-np.inf)
-_HALF = int(target().f16c)  # tiles convert float16 themselves
 
 
 def query_tiles(step, control, thread, chunk):
@@ -178,8 +177,7 @@ def _score_block(step, scratch, keys, ahead, padded, column):
     """Scores of all rows with a block of keys, from `column` of the partition on."""
     dim = field(step, "dim_k")
     bits = field(step, "bits_k")
-    half = _HALF if bits == 16 else 0
-    if not half:
+    if not reads(bits, padded):
         wide = scratch + field(step, "keys")
         if bits == 16:
             _widen(keys, dim * BLOCK, wide)
@@ -187,16 +185,16 @@ def _score_block(step, scratch, keys, ahead, padded, column):
             widen_keys8(keys, dim, wide)
         else:
             widen_keys4(keys, dim, wide)
-        keys = wide
+        keys, bits = wide, 32
     queries = scratch + field(step, "queries")
     scores = scratch + field(step, "scores") + 4 * column
     row = 0
     while row < padded:
         n = tile_rows(padded - row)
         if n == MANY:
-            scores_many(queries + 4 * row, 4 * padded, dim, keys, half, ahead, scores + SCORE_BYTES * row)
+            scores_many(queries + 4 * row, 4 * padded, dim, keys, bits, ahead, scores + SCORE_BYTES * row)
         else:
-            scores_few(queries + 4 * row, 4 * padded, dim, keys, half, ahead, scores + SCORE_BYTES * row)
+            scores_few(queries + 4 * row, 4 * padded, dim, keys, bits, ahead, scores + SCORE_BYTES * row)
         row += n
 
 
@@ -205,9 +203,9 @@ def _weigh_block(step, control, scratch, first, rows, group, values, ahead, star
     """Add a block of values to all rows' partial outputs. A row reads exactly the values it may see; the others may be anything."""
     dim = _padded_dim(step)
     bits = field(step, "bits_v")
-    half = _HALF if bits == 16 else 0
     at = block * BLOCK
-    if not half:
+    padded = _padded(rows)
+    if not reads(bits, padded):
         wide = scratch + field(step, "values")
         _, most = _seen(step, control, first + (rows - 1) // group, at, BLOCK)
         if bits == 16:
@@ -216,10 +214,9 @@ def _weigh_block(step, control, scratch, first, rows, group, values, ahead, star
             widen_values8(values, most, dim, wide)
         else:
             widen_values4(values, most, dim, wide)
-        values = wide
+        values, bits = wide, 32
     weights = scratch + field(step, "scores") + 4 * (at - start)
     partial = scratch + field(step, "partial")
-    padded = _padded(rows)
     row = 0
     while row < padded:
         n = tile_rows(padded - row)
@@ -233,16 +230,16 @@ def _weigh_block(step, control, scratch, first, rows, group, values, ahead, star
         if first_low < low:
             for r in range(row, stop):
                 r_low, r_high = _seen(step, control, first + r // group, at, BLOCK)
-                weigh_one(weights + SCORE_BYTES * r, values, half, ahead, r_low, min(low, r_high), dim, partial + 4 * dim * r)
+                weigh_one(weights + SCORE_BYTES * r, values, bits, ahead, r_low, min(low, r_high), dim, partial + 4 * dim * r)
         if common:
             if n == MANY:
-                weigh_many(weights + SCORE_BYTES * row, values, half, ahead, low, high, dim, partial + 4 * dim * row)
+                weigh_many(weights + SCORE_BYTES * row, values, bits, ahead, low, high, dim, partial + 4 * dim * row)
             else:
-                weigh_few(weights + SCORE_BYTES * row, values, half, ahead, low, high, dim, partial + 4 * dim * row)
+                weigh_few(weights + SCORE_BYTES * row, values, bits, ahead, low, high, dim, partial + 4 * dim * row)
         if high < last_high:
             for r in range(row, stop):
                 _, r_high = _seen(step, control, first + r // group, at, BLOCK)
-                weigh_one(weights + SCORE_BYTES * r, values, half, ahead, high, r_high, dim, partial + 4 * dim * r)
+                weigh_one(weights + SCORE_BYTES * r, values, bits, ahead, high, r_high, dim, partial + 4 * dim * r)
         row += n
 
 

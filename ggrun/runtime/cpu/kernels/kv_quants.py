@@ -1,4 +1,5 @@
-"""Keys and values kept as q8_0 or q4_0: encoding a token's group of 32, and widening a block to float32 (exact: scale times quant).
+"""Keys and values kept as q8_0 or q4_0: encoding a token's group of 32, reading vectors of float32 (exact: scale times quant), and
+widening a block.
 
 Quants lie like float16 keys and values do, so that a vector is tokens of keys or dimensions of values. keys: q8_0 [dim][BLOCK] int8; q4_0
 [dim / 2][BLOCK], the low half of a byte being dimension 2i, the high one 2i + 1; then scales, float16 [dim / 32][BLOCK]. values: q8_0
@@ -7,17 +8,19 @@ Quants lie like float16 keys and values do, so that a vector is tokens of keys o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from llvmlite.ir import Type
 from numba import njit
 
 from ggrun.plan.device import KV_BLOCK_TOKENS
-from ggrun.runtime.cpu.sizes import KV_GROUP, LANES
+from ggrun.runtime.cpu.sizes import KV_GROUP
 from ggrun.runtime.cpu.vectors import narrow_half, vector_code
 from ggrun.runtime.cpu.words import load_f32, store_i8
-from quant.simd import I8, I16, I32, Emitter, Value, vec
+from quant.simd import F32, I8, I16, I32, Emitter, Value, vec
 
 BLOCK = KV_BLOCK_TOKENS
-_BYTES = vec(I8, LANES)
 
 
 # -- encoding, as quant's reference does ---------------------------------------------------------------------------------------
@@ -94,18 +97,18 @@ def store_value(x, dim, bits, values, place):
             _encode4(x + 4 * KV_GROUP * group, at, 1, 1, KV_GROUP // 2, scale)
 
 
-# -- widening ------------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------------------------
 
 
 def _signed(e: Emitter, quants: Value) -> Value:
     """int8 to float32."""
-    return e.to_float(e.b.sext(quants, vec(I32, LANES)))
+    return e.to_float(e.b.sext(quants, vec(I32, quants.type.count)))
 
 
 def _nibbles(e: Emitter, pairs: Value) -> tuple[Value, Value]:
     """The low and the high halves of bytes, less 8, as float32."""
-    low, high = e.b.and_(pairs, e.const(15, _BYTES)), e.b.lshr(pairs, e.const(4, _BYTES))
-    first, second = (_signed(e, e.b.sub(part, e.const(8, _BYTES))) for part in (low, high))
+    low, high = e.b.and_(pairs, e.const(15, pairs.type)), e.b.lshr(pairs, e.const(4, pairs.type))
+    first, second = (_signed(e, e.b.sub(part, e.const(8, pairs.type))) for part in (low, high))
     return first, second
 
 
@@ -113,65 +116,97 @@ def _group(e: Emitter, index: Value) -> Value:
     return e.b.sdiv(index, e.const(KV_GROUP))
 
 
-def _key_scales(e: Emitter, scales: Value, index: Value) -> list[Value]:
-    """The scales of a block's tokens for the group of dimension `index`."""
-    line = e.at(scales, _group(e, index), 2 * BLOCK)
-    return [e.widen_half(e.load(line, vec(I16, LANES), 2 * first)) for first in range(0, BLOCK, LANES)]
+def _vectors(e: Emitter, line: Value, type_: Type, n: int) -> list[Value]:
+    """n vectors of such elements, side by side."""
+    size = 4 if type_ == F32 else type_.width // 8
+    return [e.load(line, vec(type_, e.target.lanes), size * e.target.lanes * j) for j in range(n)]
 
 
-@vector_code("iii")
-def widen_keys8(e: Emitter, keys: Value, dim: Value, y: Value) -> None:
-    """A block's q8_0 keys to float32 [dim][BLOCK]."""
-    scales = e.at(keys, dim, BLOCK)
-
-    def one(i: Value) -> None:
-        for j, scale in enumerate(_key_scales(e, scales, i)):
-            quants = e.load(e.at(keys, i, BLOCK), _BYTES, j * LANES)
-            e.store(e.b.fmul(_signed(e, quants), scale), e.at(y, i, 4 * BLOCK), 4 * j * LANES)
-
-    e.range(e.const(0), dim, one)
+def key_scales(e: Emitter, bits: int, keys: Value, dim: Value, group: Value, first: Value, n: int) -> list[Value]:
+    """The scales of a group of dimensions for n vectors of a block's tokens, from token `first` on."""
+    scales = e.at(keys, dim, BLOCK * bits // 8)
+    return [e.widen_half(half) for half in _vectors(e, e.at(e.at(scales, group, 2 * BLOCK), first, 2), I16, n)]
 
 
-@vector_code("iii")
-def widen_keys4(e: Emitter, keys: Value, dim: Value, y: Value) -> None:
-    """A block's q4_0 keys to float32 [dim][BLOCK]."""
-    scales = e.at(keys, dim, BLOCK // 2)
-
-    def one(i: Value) -> None:
-        for j, scale in enumerate(_key_scales(e, scales, i)):
-            pairs = e.load(e.at(keys, i, BLOCK // 2), _BYTES, j * LANES)
-            for k, part in enumerate(_nibbles(e, pairs)):
-                e.store(e.b.fmul(part, scale), e.at(y, i, 4 * BLOCK), 4 * (k * BLOCK + j * LANES))
-
-    e.range(e.const(0), dim, one, step=2)
+def key_lines(e: Emitter, bits: int, line: Value, n: int, scales: list[Value]) -> list[list[Value]]:
+    """Keys of one dimension, of two for q4_0, for n vectors of tokens: float32 of what has so many bits an element."""
+    if bits == 32:
+        return [_vectors(e, line, F32, n)]
+    if bits == 16:
+        return [[e.widen_half(half) for half in _vectors(e, line, I16, n)]]
+    quants = _vectors(e, line, I8, n)
+    dims = [[_signed(e, part) for part in quants]] if bits == 8 else list(zip(*(_nibbles(e, pairs) for pairs in quants)))
+    return [[e.b.fmul(part, scale) for part, scale in zip(parts, scales)] for parts in dims]
 
 
-def _widen_values(e: Emitter, scales: Value, tokens: Value, dim: Value, y: Value, parts) -> None:
-    """parts(number of a group): its 32 quants as two vectors of float32."""
-    groups = _group(e, dim)
+def value_reader(e: Emitter, bits: int, values: Value, dim: Value, index: Value, n: int) -> Callable[[Value], list[Value]]:
+    """read(token): n vectors of its value from dimension `index` on, which lie in one group: float32 of so many bits an element."""
+    row_bytes = e.b.lshr(e.b.mul(dim, e.const(bits)), e.const(3))
+    lanes = e.target.lanes
+    group = _group(e, index)
+    scales = e.at(e.at(values, row_bytes, BLOCK), group, 2)
 
-    def one(index: Value) -> None:
-        scale = e.splat(e.widen_half(e.load(e.at(scales, index, 2), I16)), LANES)
-        for j, part in enumerate(parts(index)):
-            e.store(e.b.fmul(part, scale), e.at(y, index, 4 * KV_GROUP), 4 * j * LANES)
+    def nibbles(row: Value, j: int) -> Value:
+        within = e.b.and_(e.offset(index, j * lanes), e.const(KV_GROUP - 1))
+        byte = e.b.add(e.at(row, group, KV_GROUP // 2), e.b.and_(within, e.const(KV_GROUP // 2 - 1)))
+        shift = e.splat(e.b.trunc(e.b.and_(e.b.lshr(within, e.const(2)), e.const(4)), I32), lanes)  # the group's second half is high
+        pairs = e.b.zext(e.load(byte, vec(I8, lanes)), vec(I32, lanes))
+        return e.to_float(e.b.sub(e.b.and_(e.b.lshr(pairs, shift), e.const(15, pairs.type)), e.const(8, pairs.type)))
 
-    e.range(e.const(0), e.b.mul(tokens, groups), one)
+    def read(token: Value) -> list[Value]:
+        row = e.at(values, token, row_bytes)
+        if bits > 8:
+            return key_lines(e, bits, e.at(row, index, bits // 8), n, [])[0]
+        scale = e.splat(e.widen_half(e.load(e.at(scales, token, e.b.lshr(dim, e.const(4))), I16)), lanes)
+        if bits == 8:
+            return key_lines(e, bits, e.offset(row, index), n, [scale] * n)[0]
+        return [e.b.fmul(nibbles(row, j), scale) for j in range(n)]
+
+    return read
 
 
-@vector_code("iiii")
-def widen_values8(e: Emitter, values: Value, tokens: Value, dim: Value, y: Value) -> None:
-    """The first tokens of a block's q8_0 values to float32 [tokens][dim]."""
-
-    def parts(index: Value) -> list[Value]:
-        at = e.at(values, index, KV_GROUP)
-        return [_signed(e, e.load(at, _BYTES, first)) for first in range(0, KV_GROUP, LANES)]
-
-    _widen_values(e, e.at(values, dim, BLOCK), tokens, dim, y, parts)
+# -- widening ------------------------------------------------------------------------------------------------------------------
 
 
-@vector_code("iiii")
-def widen_values4(e: Emitter, values: Value, tokens: Value, dim: Value, y: Value) -> None:
-    """The first tokens of a block's q4_0 values to float32 [tokens][dim]."""
-    _widen_values(
-        e, e.at(values, dim, BLOCK // 2), tokens, dim, y, lambda index: _nibbles(e, e.load(e.at(values, index, KV_GROUP // 2), _BYTES))
-    )
+def _widen_keys(bits: int):
+    def body(e: Emitter, keys: Value, dim: Value, y: Value) -> None:
+        """A block's quantized keys to float32 [dim][BLOCK]."""
+        n, dims = BLOCK // e.target.lanes, 8 // bits
+
+        def one(i: Value) -> None:
+            scales = key_scales(e, bits, keys, dim, _group(e, e.b.mul(i, e.const(dims))), e.const(0), n)
+            for k, columns in enumerate(key_lines(e, bits, e.at(keys, i, BLOCK), n, scales)):
+                for j, column in enumerate(columns):
+                    e.store(column, e.at(y, i, 4 * BLOCK * dims), 4 * (k * BLOCK + j * e.target.lanes))
+
+        e.range(e.const(0), e.b.sdiv(dim, e.const(dims)), one)
+
+    return vector_code("iii")(body)
+
+
+widen_keys8 = _widen_keys(8)
+widen_keys4 = _widen_keys(4)
+
+
+def _widen_values(bits: int):
+    def body(e: Emitter, values: Value, tokens: Value, dim: Value, y: Value) -> None:
+        """The first tokens of a block's quantized values to float32 [tokens][dim]."""
+        lanes = e.target.lanes
+        n = KV_GROUP // lanes
+
+        def columns(index: Value) -> None:
+            read = value_reader(e, bits, values, dim, index, n)
+
+            def one(token: Value) -> None:
+                for j, column in enumerate(read(token)):
+                    e.store(column, e.at(y, e.b.add(e.b.mul(token, dim), index), 4), 4 * lanes * j)
+
+            e.count(tokens, one)
+
+        e.range(e.const(0), dim, columns, step=KV_GROUP)
+
+    return vector_code("iiii")(body)
+
+
+widen_values8 = _widen_values(8)
+widen_values4 = _widen_values(4)
