@@ -75,10 +75,8 @@ def _scores(rows: int):
                     return lines(begin, e.offset(begin, KV_GROUP // dims), key_scales(e, bits, keys, dim, i, first, n), sums)
 
                 zeros = [e.const(0.0, vec(F32, lanes))] * (rows * n)
-                if bits > 8:
-                    sums = lines(e.const(0), dim, [], zeros)
-                else:
-                    sums = e.loop(e.const(0), e.b.sdiv(dim, e.const(KV_GROUP)), group, zeros)
+                groups = e.b.sdiv(dim, e.const(KV_GROUP))
+                sums = e.loop(e.const(0), groups, group, zeros) if bits <= 8 else lines(e.const(0), dim, [], zeros)
                 for i, value in enumerate(sums):
                     e.store(value, e.at(scores, first, 4), SCORE_BYTES * (i // n) + 4 * lanes * (i % n))
 
@@ -109,7 +107,7 @@ def _weigh(rows: int):
                 at = e.b.shl(index, e.const(2))
                 ys = [e.b.add(e.at(outputs, e.b.mul(dim, e.const(r)), 4), at) for r in range(rows)]
                 read = value_reader(e, bits, values, dim, index, n)
-                following = e.at(ahead, index, max(bits // 8, 1))
+                following = e.b.add(ahead, e.b.lshr(e.b.mul(index, e.const(bits)), e.const(3)))
                 row_bytes = e.b.lshr(e.b.mul(dim, e.const(bits)), e.const(3))
 
                 def token(t: Value, sums: list[Value]) -> list[Value]:
