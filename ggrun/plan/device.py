@@ -6,7 +6,7 @@ Each runtime implements `Device` in a module that imports neither Numba nor PyCU
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ggrun.errors import GgrunError
@@ -102,7 +102,10 @@ class WeightCopy:
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive units on one device: its steps and the byte offset of every buffer and work area in the scratch arena."""
+    """All that one device runs, in program order: its units, steps, and the byte offset of every buffer and work area in its scratch arena.
+
+    weights: offsets of the tensors that are uploaded to the device's weight arena of weight_bytes; empty where they stay in the file.
+    """
 
     device: str
     units: tuple[str, ...]
@@ -113,6 +116,26 @@ class Segment:
     kv: Mapping[str, KvPlace]
     kv_bytes: int
     copy: WeightCopy | None = None
+    weights: Mapping[str, int] = field(default_factory=dict)
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """A buffer that crosses a cut: `source` is the index of the segment that holds it."""
+
+    buffer: str
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Steps first..last-1 of a segment, run without a break, after the buffers in `takes` have moved to it from other segments."""
+
+    segment: int
+    first: int
+    last: int
+    takes: tuple[Take, ...] = ()
 
 
 def missing(device: str, pairs: Iterable[tuple[str, str]]) -> MissingKernels:
