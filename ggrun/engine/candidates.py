@@ -30,9 +30,9 @@ class Candidates:
     Likelier means a greater logit, of equal ones the lower id.
     """
 
-    def __init__(self, logits: NDArray[np.float32]) -> None:
+    def __init__(self, logits: NDArray[np.float32], ids: Ids | None = None) -> None:
         np.empty(_HEAP, np.uint8)  # glibc keeps freed memory up to twice the largest block freed; getting it anew for each array took 2 ms
-        self.ids: Ids | None = None
+        self.ids = ids
         self.logits = logits
         self._own = False  # whether logits may be written to
         self._weights: tuple[NDArray[np.float32], float] | None = None

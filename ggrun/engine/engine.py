@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ggrun.engine.generation import Finished, FinishReason, Generation, TokenEvent
 from ggrun.engine.kv import Block, BlockPool
 from ggrun.engine.loading import Options, Planned, make_executor, plan_model
-from ggrun.engine.sampling import Sampler, Sampling
+from ggrun.engine.sampling import SampledToken, Sampler, Sampling
 from ggrun.engine.scheduler import Scheduler, Work
 from ggrun.engine.sequence import Overflow, Sequence
 from ggrun.engine.stops import StopMatcher
 from ggrun.errors import GgrunError
-from ggrun.runtime.executor import Cancelled, Progress
+from ggrun.runtime.executor import Batch, Cancelled, Highest, Progress
 from ggrun.text import ChatTemplate, Tokenizer, chat_template, load_tokenizer
 
 Message = Mapping[str, object]
@@ -218,7 +218,7 @@ class Engine:
                 now = perf_counter()
                 for item in work:
                     item.sequence.started = item.sequence.started or now
-                logits = self._executor.run(batch)
+                logits = self._run(batch, work)
             except Cancelled:
                 continue  # whoever was cancelled is dropped above; the others' tokens are computed again
             except Exception as error:
@@ -262,7 +262,14 @@ class Engine:
         self._scheduler.remove(sequence)
         sequence.generation.events.put(error)
 
-    def _advance(self, item: Work, logits: NDArray[np.float32]) -> None:
+    def _run(self, batch: Batch, work: list[Work]) -> NDArray[np.float32] | Highest:
+        """The batch's logits, or just the highest of them when no sampler looks at others."""
+        wanted = [item.sequence.sampler.n_highest for item in work if item.row >= 0]
+        if wanted and min(wanted) > 0:
+            return self._executor.run_highest(batch, min(max(wanted), self.spec.n_vocab))
+        return self._executor.run(batch)
+
+    def _advance(self, item: Work, logits: NDArray[np.float32] | Highest) -> None:
         """Book what a batch computed for a sequence and, when its prompt is through, choose the next token."""
         s, timings = item.sequence, item.sequence.generation.timings
         s.advance(item.n, self._pool)
@@ -275,7 +282,7 @@ class Engine:
             timings.prompt_ms = 1e3 * (s.prompt_done - s.started)
         if s.n_predict == 0:
             return self._finish(s, "length")
-        token = s.sampler.sample(logits[item.row])
+        token = _sample(s.sampler, logits, item.row)
         if token.id in s.end_of_generation:
             return self._finish(s, "stop")
         s.sampler.accept(token.id)
@@ -322,6 +329,13 @@ class Engine:
             for block in reversed(blocks):
                 self._pool.release(block)
         return out
+
+
+def _sample(sampler: Sampler, logits: NDArray[np.float32] | Highest, row: int) -> SampledToken:
+    if not isinstance(logits, Highest):
+        return sampler.sample(logits[row])
+    k = min(sampler.n_highest, logits.ids.shape[1])
+    return sampler.sample_highest(logits.ids[row, :k], logits.logits[row, :k], float(logits.log_totals[row]))
 
 
 def _cut_middle(tokens: list[int], keep: int, n_ctx: int) -> int:

@@ -154,3 +154,13 @@ def _mirostat_chain(step: Step) -> Callable[[Sampling], Sequence[Step]]:
 
 # --mirostat -> its steps
 CHAINS: Final[tuple[Callable[[Sampling], Sequence[Step]], ...]] = (_chain, _mirostat_chain(_mirostat_1), _mirostat_chain(_mirostat_2))
+
+
+def n_highest(sampling: Sampling) -> int:
+    """How many of the highest logits are all that the chain looks at; 0: it needs every one."""
+    chain = CHAINS[sampling.mirostat](sampling)
+    first = chain[0] if chain else None
+    if first is _top_k:
+        return sampling.top_k
+    greedy = first is _greedy or (first is _temperature and sampling.temperature <= 0 and sampling.dynatemp_range <= 0)
+    return 1 if greedy else 0

@@ -216,7 +216,6 @@ class Sampler:
         import numpy as np
 
         from ggrun.engine.candidates import Candidates
-        from ggrun.engine.samplers import CHAINS
 
         peak = float(logits.max())
         if math.isnan(peak):
@@ -231,10 +230,34 @@ class Sampler:
         total = candidates.weights()[1]
         if len(self._bias_ids):
             candidates.add(self._bias_ids, self._bias_values)
+        id_ = self._choose(candidates)
+        return SampledToken(id_, float(logits[id_]) - peak - math.log(total))
+
+    @property
+    def n_highest(self) -> int:
+        """How many of the highest logits are all that is looked at, for `sample_highest`; 0: every logit is."""
+        from ggrun.engine.samplers import n_highest
+
+        return 0 if len(self._bias_ids) else n_highest(self.sampling)
+
+    def sample_highest(self, ids: NDArray[np.int32], logits: NDArray[np.float32], log_total: float) -> SampledToken:
+        """What `sample` chooses, from the n_highest highest logits alone. ids: int32 [k], logits: float32 [k], any order, all finite.
+
+        log_total: the logarithm of the sum of exp over all logits.
+        """
+        from ggrun.engine.candidates import Candidates
+
+        order = ids.argsort()
+        candidates = Candidates(logits[order], ids[order].astype("int64"))
+        id_ = self._choose(candidates)
+        return SampledToken(id_, float(logits[ids == id_][0]) - log_total)
+
+    def _choose(self, candidates: Candidates) -> int:
+        from ggrun.engine.samplers import CHAINS
+
         for step in CHAINS[self.sampling.mirostat](self.sampling):
             step(candidates, self)
-        id_ = self._draw(candidates)
-        return SampledToken(id_, float(logits[id_]) - peak - math.log(total))
+        return self._draw(candidates)
 
     def _draw(self, candidates: Candidates) -> int:
         position = candidates.draw(self.random)

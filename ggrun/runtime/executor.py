@@ -31,6 +31,18 @@ class Batch:
     out_rows: NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class Highest:
+    """The k highest logits of each wanted row, in falling order (of equal ones the lower id first), and what they were chosen from.
+
+    ids: int32 [R, k]; logits: float32 [R, k]; log_totals: float64 [R], the logarithm of the sum of exp over all of a row's logits.
+    """
+
+    ids: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    log_totals: NDArray[np.float64]
+
+
 class Executor(Protocol):
     """Runs batches on one device. Not thread-safe but for `abort`. `notes`: sentences for the user about how it was made."""
 
@@ -38,6 +50,10 @@ class Executor(Protocol):
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Store the batch's keys and values and return logits [R, n_vocab], valid until the next run. Raises Cancelled after abort."""
+        ...
+
+    def run_highest(self, batch: Batch, k: int) -> NDArray[np.float32] | Highest:
+        """`run` for a caller that looks at the k highest logits only; all of them where that is no dearer, or where one is not finite."""
         ...
 
     def abort(self) -> None:

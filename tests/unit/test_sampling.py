@@ -336,3 +336,45 @@ def test_defaults_are_llama_cpps() -> None:
 def test_values_out_of_range_are_refused_by_flag(settings: dict[str, Any], flag: str) -> None:
     with pytest.raises(GgrunError, match=flag):
         Sampling(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"top_k": 1},
+        {"top_k": 7, "typical_p": 0.9, "xtc_probability": 1.0, "xtc_threshold": 0.05},
+        {"temperature": 0.0},
+        {"temperature": 0.0, "samplers": "temperature"},
+        {"temperature": -1.0, "mirostat": 2},
+        {"dynatemp_range": 0.5},
+    ],
+)
+def test_the_highest_logits_alone_give_the_same_tokens(settings: dict[str, Any]) -> None:
+    rng = np.random.default_rng(3)
+    whole, few = (Sampler(Sampling(**({"seed": 5} | settings)), 5000) for _ in range(2))
+    k = few.n_highest
+    assert 0 < k <= 40
+    for _ in range(50):
+        logits = np.round(rng.standard_normal(5000) * 3, 1).astype(np.float32)  # rounded: many are equal
+        ids = np.argsort(-logits, kind="stable")[:k].astype(np.int32)
+        total = math.log(np.exp(logits.astype(np.float64)).sum())
+        a, b = whole.sample(logits), few.sample_highest(ids, logits[ids], total)
+        assert a.id == b.id
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repeat_penalty": 1.1},
+        {"dry_multiplier": 1.0},
+        {"top_n_sigma": 1.0},
+        {"top_k": 0},
+        {"samplers": "min_p;top_k"},
+        {"mirostat": 1},
+        {"logit_bias": ((3, 1.0),)},
+    ],
+)
+def test_some_settings_need_every_logit(settings: dict[str, Any]) -> None:
+    assert Sampler(Sampling(**settings), 5000).n_highest == 0
