@@ -25,10 +25,14 @@ def chosen(argument: str | None, flag: str | None, screen: Screen) -> Model:
     return model
 
 
-def settings(model: Model, options: EngineOptions, screen: Screen) -> dict[str, Any]:
-    """The options of `Engine.open`, and of a plan, that the flags and models.toml mean. Raises GgrunError for flags that cannot be met."""
+def settings(model: Model, options: EngineOptions, screen: Screen, described: bool = False) -> dict[str, Any]:
+    """The options of `Engine.open`, and of a plan, that the flags and models.toml mean. Raises GgrunError for flags that cannot be met.
+
+    described: they are for a machine that is not this one, whose GPUs do not matter.
+    """
     placement = pins(options)
-    no_gpu(options.n_gpu_layers, placement, screen)
+    if not described:
+        no_gpu(options.n_gpu_layers, placement, screen)
     if options.flash_attn == "off":
         raise GgrunError("-fa off: attention is always fused here; -fa takes auto or on")
     return {

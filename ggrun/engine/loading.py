@@ -73,6 +73,7 @@ class Planned:
     n_threads: int
     n_threads_batch: int
     devices: Mapping[str, Device]  # by the names of the plan's segments
+    places: tuple[Place, ...]  # what was planned for
 
 
 def embedded_model() -> Path:
@@ -89,33 +90,48 @@ def plan_model(path: str | Path | None, options: Options, where: Sequence[Place]
     file = open_gguf(embedded_model() if path is None else path)
     try:
         spec, program = build_program(file.metadata, file.tensors)
-        cores = n_cores()
-        n_threads = min(options.n_threads, cores) if options.n_threads > 0 else cores
-        n_batch_threads = min(options.n_threads_batch, cores) if options.n_threads_batch > 0 else n_threads
-        request = Request(
-            n_ctx=options.n_ctx,
-            n_seqs=options.n_parallel,
-            n_ubatch=max(min(options.n_ubatch, options.n_batch), options.n_parallel),
-            n_logits=options.n_logits,
-            n_threads=max(n_threads, n_batch_threads),
-            load_mode=options.load_mode,
-            type_k=options.type_k,
-            type_v=options.type_v,
-            copy_weights=options.load_mode == "auto" and options.executor == "cpu" and has_huge_pages(),
-            reuse=options.reuse,
-        )
         if where is None:
             where = (places.cpu(), *(places.gpus() if options.executor == "cpu" and options.reuse else ()))
         where = usable(where, options.placement)
-        plan = _planned(program, where, options.placement, request, spec.n_ctx_train, file)
-        plan = replace(plan, notes=(*plan.notes, *_thread_notes(options, cores)))
+        n_threads, n_batch_threads, notes = _threads(options)
+        plan = _plan(file, spec, program, options, where)
         device = where[0].device
         assert isinstance(device, CpuDevice)
         devices = {place.device.name: place.device for place in where}
-        return Planned(file, spec, program, plan, device, n_threads, n_batch_threads, devices)
+        plan = replace(plan, notes=(*plan.notes, *notes))
+        return Planned(file, spec, program, plan, device, n_threads, n_batch_threads, devices, tuple(where))
     except BaseException:
         file.close()
         raise
+
+
+def replan(planned: Planned, options: Options) -> Plan:
+    """The plan of an open model under other options, on the same machine."""
+    return _plan(planned.file, planned.spec, planned.program, options, planned.places)
+
+
+def _threads(options: Options) -> tuple[int, int, list[str]]:
+    """Threads for one token and for several, and what is to be said of them."""
+    cores = n_cores()
+    n_threads = min(options.n_threads, cores) if options.n_threads > 0 else cores
+    n_batch_threads = min(options.n_threads_batch, cores) if options.n_threads_batch > 0 else n_threads
+    return n_threads, n_batch_threads, _thread_notes(options, cores)
+
+
+def _plan(file: GgufFile, spec: ModelSpec, program: Program, options: Options, where: Sequence[Place]) -> Plan:
+    request = Request(
+        n_ctx=options.n_ctx,
+        n_seqs=options.n_parallel,
+        n_ubatch=max(min(options.n_ubatch, options.n_batch), options.n_parallel),
+        n_logits=options.n_logits,
+        n_threads=max(_threads(options)[:2]),
+        load_mode=options.load_mode,
+        type_k=options.type_k,
+        type_v=options.type_v,
+        copy_weights=options.load_mode == "auto" and options.executor == "cpu" and has_huge_pages(),
+        reuse=options.reuse,
+    )
+    return _planned(program, where, options.placement, request, spec.n_ctx_train, file)
 
 
 def _planned(program: Program, where: Sequence[Place], pins: Pins, request: Request, n_ctx_train: int, file: GgufFile) -> Plan:

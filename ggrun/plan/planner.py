@@ -116,6 +116,8 @@ def make_plan(
                 f"a context of {request.n_ctx} tokens takes {human(need(plan) + weights)} in all, of which weights {human(weights)}, "
                 f"KV {human(plan.ledger.total(purpose='kv'))}; {human(available)} is available",
                 nearest,
+                [("-c", str(best))] if best else [],
+                plan,
             )
         return plan
     wanted = min(n_ctx_train, DEFAULT_CTX_LIMIT) * request.n_seqs
