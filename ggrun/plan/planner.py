@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ggrun.errors import GgrunError
 from ggrun.plan.arena import align, pack, spans
-from ggrun.plan.device import KV_BLOCK_TOKENS, Device, KvPlace, Segment, Shape, WeightCopy
+from ggrun.plan.device import KV_BLOCK_TOKENS, Device, KvPlace, Segment, Shape, Stage, WeightCopy
 from ggrun.plan.ledger import Ledger, Line, human
 from ggrun.program.program import Program
 
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything runs and what it takes. `n_ctx` of the shape is per sequence."""
+    """Where everything runs and what it takes; the stages are the order in which segments run. `n_ctx` of the shape is per sequence."""
 
     program: Program
     shape: Shape
@@ -53,6 +53,7 @@ class Plan:
     available_bytes: int
     load_mode: str
     notes: tuple[str, ...]
+    stages: tuple[Stage, ...] = ()
 
 
 def make_plan(
@@ -168,7 +169,8 @@ def _lay_out(
             copy = None
             notes += (_NO_COPY.format(human(available)),)
     segment = Segment(device.name, program.units, lowered, offsets, scratch, thread, kv, kv_bytes, copy)
-    return Plan(program, shape, (segment,), Ledger((*weights, *lines)), available, request.load_mode, notes)
+    stages = (Stage(0, 0, len(lowered.steps)),)
+    return Plan(program, shape, (segment,), Ledger((*weights, *lines)), available, request.load_mode, notes, stages)
 
 
 _NO_COPY = "the weights stay on the file's pages: their copy on huge pages would not leave a quarter of the {} available free"
