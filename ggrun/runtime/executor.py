@@ -61,6 +61,8 @@ class SegmentExecutor(Protocol):
     """Runs one segment of a plan, stage by stage; what `hybrid` is made of. Not thread-safe but for `abort`."""
 
     notes: list[str]
+    in_host_memory: bool
+    """Whether `rows` without `into` gives the buffer itself, which others may then fill or copy from."""
 
     @property
     def allocated_bytes(self) -> int:
@@ -91,6 +93,10 @@ class SegmentExecutor(Protocol):
         ...
 
     def abort(self) -> None: ...
+
+    def resume(self) -> None:
+        """Forget an abort that nothing has noticed yet."""
+        ...
 
     def copy_block(self, source: int, target: int) -> None: ...
 
