@@ -34,13 +34,14 @@ class CudaStep(Step):
 
 
 class CudaDevice:
-    """Implements plan.Device. own_bytes: what the driver takes for itself, measured, or None."""
+    """Implements plan.Device. name: "CUDA0" for device 0. own_bytes: what the driver takes for itself, measured, or None."""
 
     kind: Literal["cpu", "cuda"] = "cuda"
     alignment = ALIGN
 
     def __init__(self, name: str, arch: Arch, own_bytes: int | None = None) -> None:
         self.name = name
+        self.index = int(name.removeprefix("CUDA"))
         self.arch = arch
         self.own_bytes = OWN_BYTES if own_bytes is None else own_bytes
 
@@ -137,7 +138,7 @@ class _Lowering:
         """Find what can be computed along with an op that comes later."""
         if op.kind == "attention":
             ropes = [self._sole(name, op, "rope") for name in op.inputs[:2]]
-            if all(ropes) and len({rope_names(rope)[0] for rope in ropes if rope}) == 1:
+            if all(ropes) and len({(rope_names(rope)[0], getattr(rope.params, "style", "")) for rope in ropes if rope}) == 1:
                 self.absorbed.update(id(rope) for rope in ropes)
         elif op.kind == "glu":
             gate, up = (self._sole(name, op, "linear") for name in op.inputs)

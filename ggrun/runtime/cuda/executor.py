@@ -33,26 +33,16 @@ Range = tuple[int, int]  # steps first..last-1
 
 
 class CudaExecutor:
-    """Implements runtime.SegmentExecutor, and runtime.Executor for a segment that is the whole program.
+    """Implements runtime.SegmentExecutor, and runtime.Executor for a segment that is the whole program. Call `load` before anything else.
 
-    index: the device's number. ranges: the stages it will be asked to run. kept: tensors whose file pages the CPU goes on using.
-    Raises GgrunError when the memory cannot be had or a kernel cannot be compiled.
+    Making it takes the memory, so that what does not fit is refused before a weight is read: GgrunError. ranges: the stages it will be
+    asked to run.
     """
 
     in_host_memory = False
 
     def __init__(
-        self,
-        program: Program,
-        segment: Segment,
-        shape: Shape,
-        tensors: Mapping[str, Tensor],
-        device: CudaDevice,
-        index: int = 0,
-        ranges: Sequence[Range] | None = None,
-        kept: frozenset[str] = frozenset(),
-        progress: Progress | None = None,
-        graphs: bool = True,
+        self, program: Program, segment: Segment, shape: Shape, device: CudaDevice, ranges: Sequence[Range] | None = None
     ) -> None:
         self.notes: list[str] = []
         self._program, self._segment, self._shape, self._device = program, segment, shape, device
@@ -66,15 +56,47 @@ class CudaExecutor:
         self._counts = Counts(0, 0)
         self._n_tokens = 0
         self._held: list[NDArray[np.generic]] = []  # arrays that queued copies read
-        self._closing: list[Callable[[], None]] = []  # in the order in which they were made
+        self._closing: list[Callable[[], None]] = []  # what frees what was made, in the order of making
         self._driver: Any = probe.driver()
-        self._context: Any = self._driver.Device(index).retain_primary_context()
-        with self._current():
-            try:
-                self._make(tensors, kept, progress, graphs)
-            except BaseException:
-                self._free()
-                raise
+        self._context: Any = self._driver.Device(device.index).retain_primary_context()
+        with self._current(), self._all_or_nothing():
+            self._arena = Arena(self._driver, segment.weight_bytes + segment.kv_bytes + segment.scratch_bytes, device.name)
+            self._closing.append(self._arena.free)
+            self._pinned = Pinned(self._driver, sum(segment.host.values()), device.name)
+            self._closing.append(self._pinned.free)
+
+    def load(
+        self,
+        tensors: Mapping[str, Tensor],
+        kept: frozenset[str] = frozenset(),
+        progress: Progress | None = None,
+        graphs: bool = True,
+    ) -> None:
+        """Compile and load every kernel that may be needed, upload the weights, run everything once and capture graphs of it.
+
+        kept: tensors whose file pages the CPU goes on using. GgrunError when a kernel cannot be compiled or the file not be read.
+        """
+        with self._current(), self._all_or_nothing():
+            self._binder = Binder(self._program, self._segment, self._shape, tensors, self._device.arch, self._arena.address)
+            classes = self._classes()
+            names = {launch.kernel for counts in classes for steps in self._ranges for launch in self._binder.launches(*steps, counts)}
+            functions = modules.load(self._driver, sorted(names), self._device.arch, progress)
+            self._queue = Queue(self._driver, functions, lambda: self._abort)
+            self._closing.append(self._queue.close)
+            self._upload(tensors, kept, progress)
+            self._divide()
+            for counts in classes:
+                self._warm_up(counts)
+            if graphs:
+                self._capture()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._free()
+            raise
 
     @contextmanager
     def _current(self) -> Iterator[None]:
@@ -84,25 +106,6 @@ class CudaExecutor:
             yield
         finally:
             self._driver.Context.pop()
-
-    def _make(self, tensors: Mapping[str, Tensor], kept: frozenset[str], progress: Progress | None, graphs: bool) -> None:
-        segment, shape, device, driver = self._segment, self._shape, self._device, self._driver
-        self._arena = Arena(driver, segment.weight_bytes + segment.kv_bytes + segment.scratch_bytes, device.name)
-        self._closing.append(self._arena.free)
-        self._pinned = Pinned(driver, sum(segment.host.values()), device.name)
-        self._closing.append(self._pinned.free)
-        self._binder = Binder(self._program, segment, shape, tensors, device.arch, self._arena.address)
-        classes = self._classes()
-        names = {launch.kernel for counts in classes for steps in self._ranges for launch in self._binder.launches(*steps, counts)}
-        functions = modules.load(driver, sorted(names), device.arch, progress, self.notes)
-        self._queue = Queue(driver, functions, lambda: self._abort)
-        self._closing.append(self._queue.close)
-        self._upload(tensors, kept, progress)
-        self._divide()
-        for counts in classes:
-            self._warm_up(counts)
-        if graphs:
-            self._capture()
 
     def _upload(self, tensors: Mapping[str, Tensor], kept: frozenset[str], progress: Progress | None) -> None:
         total = sum(tensors[name].n_bytes for name in self._segment.weights)
