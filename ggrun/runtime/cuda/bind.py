@@ -278,7 +278,7 @@ def _route(c: _Call) -> Launches:
 def _group_experts(c: _Call) -> Launches:
     e = c.op.params
     assert isinstance(e, p.ExpertLinear)
-    return [matmul.group_experts(c.input(0), c.output(0), c.n_tokens, e.n_used, e.n_expert)]
+    return matmul.group_experts(c.input(0), c.output(0), c.n_tokens, e.n_used, e.n_expert)
 
 
 def _expert_matmul(c: _Call) -> Launches:

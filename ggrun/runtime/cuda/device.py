@@ -308,7 +308,7 @@ def _expert_linear(lowering: _Lowering, op: Op) -> None:
     lists = f"{ids}:lists"
     if lists not in lowering.filled:
         lowering.filled.add(lists)
-        lowering.work[lists] = matmul.expert_lists_bytes(lowering.shape.n_ubatch, params.n_used, params.n_expert)
+        lowering.work[lists] = max(4, matmul.expert_lists_bytes(lowering.shape.n_ubatch, params.n_used, params.n_expert))
         lowering.step("group_experts", (op,), (ids,), (lists,), ())
     lowering.step(f"expert_matmul.{fmt}", (op,), (x, ids, lists), op.outputs)
 

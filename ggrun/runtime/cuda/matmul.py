@@ -58,6 +58,10 @@ _SHAPES = {
 }
 
 
+FORMATS = frozenset(_SHAPES)
+"""Formats there are kernels for."""
+
+
 def up(n: int, step: int) -> int:
     """n rounded up to a multiple of step."""
     return -(-n // step) * step
