@@ -65,7 +65,7 @@ class Device(Protocol):
 
     @property
     def kind(self) -> Literal["cpu", "cuda"]:
-        """"cpu" reads weights where the file is mapped; to a "cuda" device they are uploaded."""
+        """ "cpu" reads weights where the file is mapped; to a "cuda" device they are uploaded."""
         ...
 
     @property
