@@ -1,6 +1,7 @@
 """Which .cuh file defines which kernel, the text to compile for a set of kernels, and where machine code is kept between runs.
 
-A kernel's name is `base` or `base__ARG__ARG`; its file says `#define KERNEL_base(A, B) extern "C" __global__ void base__##A##__##B(...) ...`.
+A kernel's name is `base` or `base__ARG__ARG`; its file says
+`#define KERNEL_base(A, B) extern "C" __global__ void base__##A##__##B(...) ...`.
 One translation unit a file: the file itself, then one line for each kernel asked for. Machine code is kept beside the CPU's kernels
 (`cuda` in the cache folder) under a hash of everything it is made of; a folder that cannot be written only costs compiling again.
 """
