@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ggrun.program.program import Buffer, Program
 from ggrun.runtime.cuda import attention, graph, inputs, matmul, modules, probe
 from ggrun.runtime.cuda.bind import Binder, Tensor
 from ggrun.runtime.cuda.device import CudaDevice, pinned
+from ggrun.runtime.cuda.driver import DriverError, devices
 from ggrun.runtime.cuda.inputs import Counts
 from ggrun.runtime.cuda.memory import Arena, Pinned, register
 from ggrun.runtime.cuda.queue import Prepared, Queue
@@ -57,9 +59,9 @@ class CudaExecutor:
         self._n_tokens = 0
         self._held: list[NDArray[np.generic]] = []  # arrays that queued copies read
         self._closing: list[Callable[[], None]] = []  # what frees what was made, in the order of making
-        self._driver: Any = probe.driver()
-        self._context: Any = self._driver.Device(device.index).retain_primary_context()
-        with self._current(), self._all_or_nothing():
+        self._driver: Any = probe.pycuda_driver()
+        self._context = probe.Context(next(found for found in devices() if found.index == device.index))
+        with self._making():
             self._arena = Arena(self._driver, segment.weight_bytes + segment.kv_bytes + segment.scratch_bytes, device.name)
             self._closing.append(self._arena.free)
             self._pinned = Pinned(self._driver, sum(segment.host.values()), device.name)
@@ -76,7 +78,7 @@ class CudaExecutor:
 
         kept: tensors whose file pages the CPU goes on using. GgrunError when a kernel cannot be compiled or the file not be read.
         """
-        with self._current(), self._all_or_nothing():
+        with self._making():
             self._binder = Binder(self._program, self._segment, self._shape, tensors, self._device.arch, self._arena.address)
             classes = self._classes()
             names = {launch.kernel for counts in classes for steps in self._ranges for launch in self._binder.launches(*steps, counts)}
@@ -91,21 +93,18 @@ class CudaExecutor:
                 self._capture()
 
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
+    def _making(self) -> Iterator[None]:
+        """The context is current; when something fails, everything is given back."""
         try:
-            yield
+            with self._context.use():
+                try:
+                    yield
+                except BaseException:
+                    self._free()
+                    raise
         except BaseException:
-            self._free()
+            self._context.close()
             raise
-
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """The context is this thread's for a while; the engine's thread is not the one that made the executor."""
-        self._context.push()
-        try:
-            yield
-        finally:
-            self._driver.Context.pop()
 
     def _upload(self, tensors: Mapping[str, Tensor], kept: frozenset[str], progress: Progress | None) -> None:
         total = sum(tensors[name].n_bytes for name in self._segment.weights)
@@ -154,18 +153,22 @@ class CudaExecutor:
 
     def _capture(self) -> None:
         """A graph for each stage and bucket, replayed once."""
-        for rows in dict.fromkeys(self._buckets.values()):
-            counts = self._bucket_counts(rows)
-            for steps in self._ranges:
-                prepared = self._prepared(steps, counts)
-                try:
-                    made = graph.capture(self._queue.stream, lambda p=prepared: self._queue.enqueue(p))  # type: ignore[misc]
-                except graph.GraphError as error:
-                    self.notes.append(f"{self._device.name}: kernels are launched one by one, which is slower: {error}")
-                    return
-                self._graphs[steps, rows] = made
-                self._closing.append(made.close)
-                made.launch(self._queue.stream)
+        recorder = graph.Recorder.find()
+        problem = "" if recorder else "the driver has no graphs"
+        for rows, steps in ((rows, steps) for rows in dict.fromkeys(self._buckets.values()) for steps in self._ranges):
+            if recorder is None or problem:
+                break
+            prepared = self._prepared(steps, self._bucket_counts(rows))
+            try:
+                made = recorder.record(self._queue.stream.handle, partial(self._queue.enqueue, prepared))
+            except DriverError as error:
+                problem = str(error)
+                break
+            self._graphs[steps, rows] = made
+            self._closing.append(made.close)
+            made.launch(self._queue.stream.handle)
+        if problem:
+            self.notes.append(f"{self._device.name}: kernels are launched one by one, which is slower: {problem}")
         self._queue.wait()
 
     def _bucket_counts(self, rows: int) -> Counts:
@@ -198,7 +201,7 @@ class CudaExecutor:
 
         An abort while nothing runs cancels the next run at once: the caller looks what it was meant for and runs again.
         """
-        with self._current():
+        with self._context.use():
             self._start(batch)
             for steps in self._ranges:
                 self._run_stage(steps)
@@ -206,17 +209,17 @@ class CudaExecutor:
 
     def start(self, batch: Batch) -> None:
         """Check a batch and send its numbers to the device."""
-        with self._current():
+        with self._context.use():
             self._start(batch)
 
     def run_stage(self, first: int, last: int) -> None:
         """Queue steps first..last-1. Raises Cancelled after abort."""
-        with self._current():
+        with self._context.use():
             self._run_stage((first, last))
 
     def rows(self, name: str, n_rows: int, into: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
         """The first n_rows of a buffer, once they are there, in `into` or in pinned memory that the next call overwrites."""
-        with self._current():
+        with self._context.use():
             return self._rows(self._program.buffers[name], n_rows, into)
 
     def put(self, name: str, array: NDArray[np.generic]) -> None:
@@ -224,7 +227,7 @@ class CudaExecutor:
         buffer = self._program.buffers[name]
         padded = self._counts.n_tokens if buffer.rows == "T" else self._counts.n_rows
         address = self._binder.area(name)
-        with self._current():
+        with self._context.use():
             self._driver.memcpy_htod_async(address, array, self._queue.stream)
             self._held.append(array)
             if (missing := padded - len(array)) > 0:
@@ -233,7 +236,7 @@ class CudaExecutor:
 
     def fence(self) -> None:
         """Wait until the device has done all that was asked of it."""
-        with self._current():
+        with self._context.use():
             self._wait()
 
     def abort(self) -> None:
@@ -246,7 +249,7 @@ class CudaExecutor:
 
     def pin(self, address: int, n_bytes: int) -> None:
         """Let the device copy from and to memory of the host by itself, until this is closed; without it copies are only slower."""
-        with self._current():
+        with self._context.use():
             try:
                 self._closing.append(register(address, n_bytes))
             except GgrunError as error:
@@ -256,7 +259,7 @@ class CudaExecutor:
         """Copy one KV block of every layer."""
         assert 0 <= source < self._shape.n_kv_blocks
         assert 0 <= target < self._shape.n_kv_blocks
-        with self._current():
+        with self._context.use():
             for state in self._segment.kv:
                 place = self._binder.kv_place(state)
                 n, at = place.block_bytes, place.offset
@@ -269,8 +272,9 @@ class CudaExecutor:
     def close(self) -> None:
         """Free everything; may be called twice."""
         if not self._closed:
-            with self._current():
+            with self._context.use():
                 self._free()
+            self._context.close()
 
     # ---- with the context current
 
@@ -295,7 +299,7 @@ class CudaExecutor:
         if captured is None:
             done = self._queue.run(self._prepared(steps, self._counts))
         elif done := not self._abort:
-            captured.launch(self._queue.stream)
+            captured.launch(self._queue.stream.handle)
         if not done:
             self._stopped()
 

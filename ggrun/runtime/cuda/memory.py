@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ggrun.errors import GgrunError
 from ggrun.plan.ledger import human
-from ggrun.runtime.cuda import probe
+from ggrun.runtime.cuda import driver as cuda
 
 _PORTABLE = 1  # CU_MEMHOSTREGISTER_PORTABLE: pinned for every context
 _ALREADY = 712  # CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
@@ -72,7 +72,7 @@ def register(address: int, n_bytes: int) -> Callable[[], None]:
 
     Through the driver's own interface: PyCUDA's register_host_memory fails with current NumPy.
     """
-    library = probe.libcuda()
+    library = cuda.library()
     first = address - address % mmap.PAGESIZE
     size = -(-(address + n_bytes - first) // mmap.PAGESIZE) * mmap.PAGESIZE
     code = library.cuMemHostRegister_v2(ctypes.c_void_p(first), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE))
