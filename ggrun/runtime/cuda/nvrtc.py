@@ -22,7 +22,11 @@ INSTALL = "pip install 'nvidia-cuda-nvrtc-cu12==12.9.*' 'nvidia-cuda-runtime-cu1
 
 
 class NvrtcMissing(GgrunError):
-    """There is no NVRTC, or not one that works; says the command that brings it."""
+    """There is no NVRTC, or not one that works: `text` says so, `command` mends it ("" when none does)."""
+
+    def __init__(self, text: str, command: str = "") -> None:
+        super().__init__(f"{text}; this mends it: {command}" if command else text)
+        self.text, self.command = text, command
 
 
 class CompileError(GgrunError):
@@ -65,9 +69,7 @@ class Nvrtc:
             return f"sm_{same[-1]}"
         if cc > self.architectures[-1]:
             return f"compute_{self.architectures[-1]}"
-        raise NvrtcMissing(
-            f"the CUDA compiler {self.name} makes no code for compute capability {cc // 10}.{cc % 10}; install the one that does: {INSTALL}"
-        )
+        raise NvrtcMissing(f"the CUDA compiler {self.name} makes no code for compute capability {cc // 10}.{cc % 10}", INSTALL)
 
     @property
     def name(self) -> str:
@@ -124,8 +126,8 @@ def find() -> Nvrtc:
         except (OSError, AttributeError) as error:
             why = str(error)
     if chosen:
-        raise NvrtcMissing(f"GGRUN_NVRTC={chosen} cannot be used: {why}")
-    raise NvrtcMissing(f"the CUDA compiler NVRTC is missing ({why}); install it: {INSTALL}")
+        raise NvrtcMissing(f"GGRUN_NVRTC={chosen} cannot be used ({why})", "unset GGRUN_NVRTC")
+    raise NvrtcMissing(f"the CUDA compiler NVRTC is not installed ({why})", INSTALL)
 
 
 def _packages(part: str) -> list[Path]:
