@@ -12,7 +12,7 @@ __device__ __forceinline__ void put_column(float (*tile)[FLOAT_STRIDE], int colu
 template <class F, class Columns>
 __device__ __forceinline__ void gemm_float_tile(const uint8_t* w, long long row_bytes, const char* x, float* y, const float* bias, int k, int n_out,
                                                 int row0, const Columns& columns) {
-    __shared__ __align__(16) float weights[FLOAT_K][FLOAT_STRIDE], tokens[FLOAT_K][FLOAT_STRIDE];
+    __align__(16) __shared__ float weights[FLOAT_K][FLOAT_STRIDE], tokens[FLOAT_K][FLOAT_STRIDE];
     const int at = (int)threadIdx.x / 4, part = (int)threadIdx.x % 4, n_units = units_of_row<F>(k);
     const uint8_t* row = w + min(row0 + at, n_out - 1) * row_bytes;
     const char* activations = x + columns.x_row(at) * 4ll * k;

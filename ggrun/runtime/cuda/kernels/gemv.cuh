@@ -82,10 +82,11 @@ __device__ __forceinline__ void load_unit(typename F::Raw& raw, const uint8_t* r
         F::load(raw, row + (long long)(unit / F::UNITS) * F::BYTES, unit % F::UNITS);
 }
 
-// This lane's part of the products of R rows and T tokens.
+// This lane's part of the products of R rows and T tokens; none where there are no rows.
 template <class F, int T, int R>
-__device__ __forceinline__ void multiply_rows(const uint8_t* const (&w)[R], const Tokens<T>& x, int k, int lane, int lanes, float (&sum)[R][T]) {
-    const int n_units = units_of_row<F>(k);
+__device__ __forceinline__ void multiply_rows(const uint8_t* const (&w)[R], bool inside, const Tokens<T>& x, int k, int lane, int lanes,
+                                              float (&sum)[R][T]) {
+    const int n_units = inside ? units_of_row<F>(k) : 0;
     typename F::Raw raw[R], next[R];
 #pragma unroll
     for (int r = 0; r < R; r++)
@@ -142,7 +143,7 @@ __device__ __forceinline__ void gemv_rows(const uint8_t* w, long long row_bytes,
 #pragma unroll
     for (int r = 0; r < R; r++) rows[r] = w + min(first + r, n_out - 1) * row_bytes;
     float sum[R][T] = {};
-    multiply_rows<F, T, R>(rows, Tokens<T>(x, activation_bytes<F>(k), n_tokens), k, lane, lanes, sum);
+    multiply_rows<F, T, R>(rows, first < n_out, Tokens<T>(x, activation_bytes<F>(k), n_tokens), k, lane, lanes, sum);
     sum_over_lanes((float(&)[R * T])sum, lanes);
 #pragma unroll
     for (int r = 0; r < R; r++)
@@ -160,7 +161,7 @@ __device__ __forceinline__ void gated_rows(const uint8_t* gate, const uint8_t* u
     int row = (int)(blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes);
     const uint8_t* rows[2] = {gate + min(row, n_out - 1) * row_bytes, up + min(row, n_out - 1) * row_bytes};
     float sum[2][T] = {};
-    multiply_rows<F, T, 2>(rows, Tokens<T>(x, activation_bytes<F>(k), n_tokens), k, lane, lanes, sum);
+    multiply_rows<F, T, 2>(rows, row < n_out, Tokens<T>(x, activation_bytes<F>(k), n_tokens), k, lane, lanes, sum);
     sum_over_lanes((float(&)[2 * T])sum, lanes);
 #pragma unroll
     for (int t = 0; t < T; t++)
@@ -176,7 +177,7 @@ __device__ __forceinline__ void expert_row(const uint8_t* w, long long row_bytes
     int expert = min(max(ids[slot], 0), n_expert - 1);
     const uint8_t* rows[1] = {w + expert * expert_bytes + min(row, n_out - 1) * row_bytes};
     float sum[1][1] = {};
-    multiply_rows<F, 1, 1>(rows, Tokens<1>(x + slot / slots_per_row * activation_bytes<F>(k), 0, 1), k, lane, lanes, sum);
+    multiply_rows<F, 1, 1>(rows, row < n_out, Tokens<1>(x + slot / slots_per_row * activation_bytes<F>(k), 0, 1), k, lane, lanes, sum);
     sum_over_lanes((float(&)[1])sum, lanes);
     if (lane == 0 && row < n_out) y[(long long)slot * n_out + row] = sum[0][0];
 }
