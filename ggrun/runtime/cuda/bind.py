@@ -162,14 +162,12 @@ def _norm(c: _Call) -> Launches:
 
 def _norm_groups(c: _Call) -> Launches:
     assert isinstance(c.op.params, p.RmsNorm)
-    groups = c.op.params.groups
-    return [
-        rows.rms_norm_groups(c.input(0), c.weight(0), c.output(0), c.width(c.op.outputs[0]) // groups, groups, c.op.params.eps, c.n_rows)
-    ]
+    n, groups = c.width(c.op.outputs[0]), c.op.params.groups
+    return [rows.rms_norm_groups(c.input(0), c.weight(0), c.output(0), n, groups, c.op.params.eps, c.n_rows)]
 
 
 def _add(c: _Call) -> Launches:
-    return [rows.add(c.input(0), c.input(1), c.output(0), c.width(c.op.outputs[0]), c.n_rows)]
+    return [rows.add(c.input(0), c.input(1), c.output(0), c.width(c.op.outputs[0]) * c.n_rows)]
 
 
 def _quantize(c: _Call) -> Launches:
@@ -232,20 +230,16 @@ def _kv(c: _Call) -> tuple[p.Attention, KvPlace, tuple[int, int, int, int]]:
 
 def _kv_store(c: _Call) -> Launches:
     params, place, batch = _kv(c)
-    shape = c.b.shape
-    return [
-        attention.kv_store(c.input(0), c.input(1), place.offset, *batch, shape.type_k, shape.type_v, params, place.block_bytes, c.n_tokens)
-    ]
+    kinds = c.b.shape.type_k, c.b.shape.type_v
+    return [attention.kv_store(c.input(0), c.input(1), place.offset, *batch, params, *kinds, place.block_bytes, c.n_tokens)]
 
 
 def _rope_store(c: _Call) -> Launches:
     params, place, batch = _kv(c)
-    rope, shape = c.step.ops[0].params, c.b.shape
+    rope, kinds = c.step.ops[0].params, (c.b.shape.type_k, c.b.shape.type_v)
     assert isinstance(rope, p.Rope)
     q, k, v, table = (c.input(i) for i in range(4))
-    return attention.rope_store(
-        q, c.output(0), k, v, table, place.offset, *batch, shape.type_k, shape.type_v, params, rope, place.block_bytes, c.n_tokens
-    )
+    return [attention.rope_store(q, c.output(0), k, v, table, place.offset, *batch, params, rope, *kinds, place.block_bytes, c.n_tokens)]
 
 
 def _attention(c: _Call) -> Launches:

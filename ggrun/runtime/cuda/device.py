@@ -17,7 +17,7 @@ from ggrun.plan.device import Lowered, Shape, Step, missing
 from ggrun.program import params as p
 from ggrun.program.program import KvState, Op, Program
 from ggrun.program.rope import frequencies
-from ggrun.runtime.cuda import attention, inputs, matmul
+from ggrun.runtime.cuda import attention, inputs, matmul, rows
 from ggrun.runtime.cuda.launch import Arch
 
 OWN_BYTES = 448 << 20  # what the driver takes for its context and the kernels' code: a guess until `ggrun tune` has measured it
@@ -187,6 +187,16 @@ class _Lowering:
         """Small vectors are read as float32."""
         self.missing += [(op.kind, fmt) for name in names if (fmt := self.program.weights[name].format.name) != "F32"]
 
+    def need(self, op: Op, problem: str) -> None:
+        """Remember why an op cannot run here, unless there is no problem."""
+        if problem:
+            self.missing.append((f"{op.kind} ({problem})", ""))
+
+    def need_norm(self, op: Op) -> None:
+        self.need_f32(op, op.weights)
+        n = self.program.weights[op.weights[0]].dims[0]
+        self.need(op, f"rows of {n}: at most {rows.MAX_NORM}" if n > rows.MAX_NORM else "")
+
     def need_kernel(self, op: Op) -> str:
         """The format of an op's matrix; remembered as missing when there are no kernels for it."""
         fmt = self.format(op)
@@ -247,7 +257,7 @@ def _embed(lowering: _Lowering, op: Op) -> None:
 
 def _rms_norm(lowering: _Lowering, op: Op) -> None:
     assert isinstance(op.params, p.RmsNorm)
-    lowering.need_f32(op, op.weights)
+    lowering.need_norm(op)
     if op.params.groups == 1:
         lowering.step("norm", (op,), op.inputs, lowering.results(op.outputs[0]))
     else:
@@ -260,7 +270,7 @@ def _add(lowering: _Lowering, op: Op) -> None:
         lowering.step("add", (op,), op.inputs, op.outputs)
         return
     lowering.absorbed.add(id(norm))
-    lowering.need_f32(norm, norm.weights)
+    lowering.need_norm(norm)
     lowering.step("add_norm", (op, norm), op.inputs, (*op.outputs, *lowering.results(norm.outputs[0])))
 
 
@@ -288,6 +298,7 @@ def _rope(lowering: _Lowering, op: Op) -> None:
 
 def _attention(lowering: _Lowering, op: Op) -> None:
     assert isinstance(op.params, p.Attention)
+    lowering.need(op, attention.unsupported(op.params, lowering.shape.type_k, lowering.shape.type_v))
     q, k, v, _ = op.inputs
     ropes = lowering.writers(op)
     if ropes:
@@ -295,9 +306,8 @@ def _attention(lowering: _Lowering, op: Op) -> None:
         lowering.step("rope_store", (*ropes, op), (ropes[0].inputs[0], ropes[1].inputs[0], v, table), (q,), ())
     else:
         lowering.step("kv_store", (op,), (k, v), ())
-    tokens = {n for n in (*attention.TOKEN_STEPS, lowering.shape.n_ubatch) if n <= lowering.shape.n_ubatch}
-    work = max(attention.work_bytes(op.params, n, lowering.arch) for n in tokens)
-    lowering.work[SPLITS] = max(work, lowering.work.get(SPLITS, 0))
+    work = attention.work_bytes(op.params, lowering.shape.n_ubatch, lowering.arch)
+    lowering.work[SPLITS] = max(work, lowering.work.get(SPLITS, 0), 4)
     lowering.step("attention", (op,), (q, SPLITS), op.outputs)
 
 
@@ -317,6 +327,14 @@ def _take_rows(lowering: _Lowering, op: Op) -> None:
     lowering.step("take_rows", (op,), op.inputs[:1], op.outputs)
 
 
+def _route(lowering: _Lowering, op: Op) -> None:
+    r = op.params
+    assert isinstance(r, p.Route)
+    fits = r.n_expert <= rows.MAX_EXPERTS and r.n_used <= rows.MAX_USED
+    lowering.need(op, "" if fits else f"{r.n_used} of {r.n_expert} experts: at most {rows.MAX_USED} of {rows.MAX_EXPERTS}")
+    _same(lowering, op)
+
+
 def _same(lowering: _Lowering, op: Op) -> None:
     lowering.step(op.kind, (op,), op.inputs, op.outputs)
 
@@ -329,7 +347,7 @@ _LOWER: dict[str, Callable[[_Lowering, Op], None]] = {
     "attention": _attention,
     "add": _add,
     "glu": _glu,
-    "route": _same,
+    "route": _route,
     "expert_linear": _expert_linear,
     "expert_sum": _same,
     "take_rows": _take_rows,

@@ -287,7 +287,7 @@ class CudaExecutor:
         if rows:
             self._counts = self._bucket_counts(rows)
         else:
-            tiles = inputs.query_tiles(batch, attention.TILE_TOKENS)
+            tiles = inputs.query_tiles(batch, attention.QUERY_TILE)
             if len(tiles) == self._n_tokens:
                 tiles = []  # single tokens attend on their own
             self._counts = Counts(self._n_tokens, len(batch.out_rows), len(tiles))
