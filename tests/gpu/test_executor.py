@@ -80,13 +80,13 @@ def test_graphs_equal_plain_launches_to_the_bit(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_batched_equals_alone() -> None:
-    """Within rounding: the kernels for one token and for several add in different orders."""
+    """Within rounding: prompts multiply attention weights as float16, single tokens do not, and sums are ordered differently."""
     program, tensors = MODELS["Q8_0"].build()
     with running(program, tensors, n_seqs=2) as r:
         s = sequences(r.plan)
         alone = [r.executor.run(s.batch([(0, at, IDS[at : at + 1])])).copy()[0] for at in range(20)]
         together = r.executor.run(s.batch([(1, 0, IDS[:20])])).copy()
-    assert error(together, np.array(alone)) < 1e-5
+    assert error(together, np.array(alone)) < 1e-4
 
 
 def test_copied_blocks_serve_another_sequence() -> None:
