@@ -31,10 +31,12 @@ def options_for(options: Options, cases: Sequence[Case]) -> Options:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Cases that run in one session, and the threads that will compute them."""
+    """Cases that run in one session, and the threads and GPUs that will compute them; n_gpu_layers as -ngl counts."""
 
     cases: tuple[Case, ...]
     n_threads: int
+    n_gpu_layers: int = 0
+    gpus: str = ""
 
 
 def fitting(path: Path | None, options: Options, cases: Sequence[Case]) -> list[Group]:
@@ -51,7 +53,10 @@ def fitting(path: Path | None, options: Options, cases: Sequence[Case]) -> list[
 def _group(path: Path | None, options: Options, cases: Sequence[Case]) -> Group:
     planned = plan_model(path, options_for(options, cases))
     planned.file.close()
-    return Group(tuple(cases), planned.n_threads)
+    plan = planned.plan
+    used = {segment.device for segment in plan.segments}
+    gpus = ", ".join(room.what for room in plan.rooms if room.device in used and room.device != "CPU")
+    return Group(tuple(cases), planned.n_threads, plan.choice.n_gpu_layers if plan.choice else 0, gpus)
 
 
 def _alone(path: Path | None, options: Options, case: Case) -> Group:

@@ -5,17 +5,22 @@ The one place that knows which executor there is and how it is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from ggrun.engine import places
 from ggrun.errors import GgrunError
 from ggrun.gguf import GgufFile, open_gguf
 from ggrun.models import ModelSpec, build_program
-from ggrun.plan.device import KV_TYPES
-from ggrun.plan.memory import available_bytes, has_huge_pages
-from ggrun.plan.planner import Plan, Request, make_plan
+from ggrun.plan.cost import Cost
+from ggrun.plan.device import KV_TYPES, Device, Place
+from ggrun.plan.memory import has_huge_pages
+from ggrun.plan.pins import Pins
+from ggrun.plan.planner import Plan, Request, Room, make_plan
+from ggrun.plan.rooms import usable
+from ggrun.plan.solve import Task, solve
 from ggrun.program.program import Program
 from ggrun.runtime.cpu.cores import n_cores
 from ggrun.runtime.cpu.device import CpuDevice
@@ -38,6 +43,7 @@ class Options:
     type_v: str = "f16"
     executor: str = "cpu"
     reuse: bool = True
+    placement: Pins = field(default_factory=Pins)
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -66,6 +72,7 @@ class Planned:
     device: CpuDevice
     n_threads: int
     n_threads_batch: int
+    devices: Mapping[str, Device]  # by the names of the plan's segments
 
 
 def embedded_model() -> Path:
@@ -74,8 +81,11 @@ def embedded_model() -> Path:
         return path
 
 
-def plan_model(path: str | Path | None, options: Options) -> Planned:
-    """Open (None: the embedded model) and plan. The caller closes `.file`. Raises GgrunError with a sentence."""
+def plan_model(path: str | Path | None, options: Options, where: Sequence[Place] | None = None) -> Planned:
+    """Open (None: the embedded model) and plan. The caller closes `.file`. Raises GgrunError with a sentence.
+
+    where: the devices of the machine to plan for, the CPU first; None: this one's. GPUs are left alone by executors that use none.
+    """
     file = open_gguf(embedded_model() if path is None else path)
     try:
         spec, program = build_program(file.metadata, file.tensors)
@@ -94,13 +104,31 @@ def plan_model(path: str | Path | None, options: Options) -> Planned:
             copy_weights=options.load_mode == "auto" and options.executor == "cpu" and has_huge_pages(),
             reuse=options.reuse,
         )
-        device = CpuDevice()
-        plan = make_plan(program, device, request, spec.n_ctx_train, _weights(file, options.load_mode), available_bytes())
+        if where is None:
+            where = (places.cpu(), *(places.gpus() if options.executor == "cpu" and options.reuse else ()))
+        where = usable(where, options.placement)
+        plan = _planned(program, where, options.placement, request, spec.n_ctx_train, file)
         plan = replace(plan, notes=(*plan.notes, *_thread_notes(options, cores)))
-        return Planned(file, spec, program, plan, device, n_threads, n_batch_threads)
+        device = where[0].device
+        assert isinstance(device, CpuDevice)
+        devices = {place.device.name: place.device for place in where}
+        return Planned(file, spec, program, plan, device, n_threads, n_batch_threads, devices)
     except BaseException:
         file.close()
         raise
+
+
+def _planned(program: Program, where: Sequence[Place], pins: Pins, request: Request, n_ctx_train: int, file: GgufFile) -> Plan:
+    """The plan on one device, or solved for several."""
+    cpu, machine = where[0], places.machine(request.n_threads)
+    weights = _weights(file, request.load_mode)
+    if len(where) > 1 and (pins.n_gpu_layers != 0 or any(device != cpu.device.name for _, device in pins.overrides)):
+        return solve(Task(program, tuple(where), pins, request, n_ctx_train, next(iter(weights.items())), machine))
+    available = min(cpu.free_bytes, pins.ram_budget or cpu.free_bytes)
+    plan = make_plan(program, cpu.device, request, n_ctx_train, weights, available)
+    cost = Cost(program, where[:1], machine, request.type_k, request.type_v, request.n_ubatch)
+    prediction = cost.predict(dict.fromkeys(program.units, cpu.device.name), plan.shape.n_ctx)
+    return replace(plan, prediction=prediction, rooms=(Room(cpu.device.name, "memory", cpu.total_bytes, available),))
 
 
 def _thread_notes(options: Options, cores: int) -> list[str]:

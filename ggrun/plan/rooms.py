@@ -28,7 +28,7 @@ def usable(places: Sequence[Place], pins: Pins) -> list[Place]:
         if pins.main_gpu >= len(gpus):
             raise GgrunError(f"-mg {pins.main_gpu}: {there}, counted from 0")
         gpus = [gpus[pins.main_gpu]]
-    if len(pins.split) > max(1, len(gpus)):
+    if gpus and len(pins.split) > len(gpus):
         raise GgrunError(f"-ts has {len(pins.split)} shares for {len(gpus)} GPU{'s' * (len(gpus) != 1)}")
     return [cpu, *gpus]
 
