@@ -55,3 +55,51 @@ class Executor(Protocol):
     def close(self) -> None:
         """Stop threads and free all memory; may be called twice."""
         ...
+
+
+class SegmentExecutor(Protocol):
+    """Runs one segment of a plan, stage by stage; what `hybrid` is made of. Not thread-safe but for `abort`."""
+
+    notes: list[str]
+    in_host_memory: bool
+    """Whether `rows` without `into` gives the buffer itself, which others may then fill or copy from."""
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes taken on the segment's device: what the ledger lists for it."""
+        ...
+
+    def start(self, batch: Batch) -> None:
+        """Take a batch's ids, positions, tables and wanted rows; the stages that follow are about it."""
+        ...
+
+    def run_stage(self, first: int, last: int) -> None:
+        """Do steps first..last-1; may return before they are done. Raises Cancelled after abort."""
+        ...
+
+    def rows(self, name: str, n_rows: int, into: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
+        """The first n_rows of a buffer, [n_rows, width], as the last stage left it, once they are there.
+
+        into: an array of that shape to put them in; else the executor's own memory, good until its next call.
+        """
+        ...
+
+    def put(self, name: str, array: NDArray[np.generic]) -> None:
+        """Fill the first rows of a buffer; may return before `array` was read, see `fence`."""
+        ...
+
+    def fence(self) -> None:
+        """Wait until everything asked of it is done: arrays given to `put` may change, abort has been noticed."""
+        ...
+
+    def abort(self) -> None: ...
+
+    def resume(self) -> None:
+        """Forget an abort that nothing has noticed yet."""
+        ...
+
+    def copy_block(self, source: int, target: int) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -14,6 +14,7 @@ from ggrun.runtime.cpu.bind import Binder, Tensor
 from ggrun.runtime.cpu.cores import n_cores
 from ggrun.runtime.cpu.device import CpuDevice
 from ggrun.runtime.cpu.filling import Filling
+from ggrun.runtime.cpu.layout import STEP_BYTES
 from ggrun.runtime.cpu.memory import Memory
 from ggrun.runtime.cpu.residency import Residency
 from ggrun.runtime.cpu.team import Team
@@ -33,12 +34,14 @@ FIRST_BYTES = 2 << 20  # a huge page: the first hundreds of tokens of a layer
 
 
 class CpuExecutor:
-    """Implements runtime.Executor for a segment that starts at the token ids and ends at the logits.
+    """Implements runtime.SegmentExecutor, and runtime.Executor for a segment that starts at the token ids and ends at the logits.
 
     n_threads: for batches of one token; n_threads_batch: for larger ones; neither beyond the cores there are. `tensors` must stay
     mapped until close(). `notes` are sentences for the user. load_weights is called when all memory is reserved, so that what does
     not fit is refused before a weight is read. Raises GgrunError when the memory cannot be had.
     """
+
+    in_host_memory = True
 
     def __init__(
         self,
@@ -76,12 +79,10 @@ class CpuExecutor:
         self._constants = binder.constants
         self._broken_rule = compile.function("broken_rule", 5)
         self._team = Team(team_size)
-        self._team.set(
-            steps=self._steps.ctypes.data,
-            steps_end=self._steps.ctypes.data + self._steps.nbytes,
-            scratch=base + self._thread_at,
-            scratch_stride=segment.thread_bytes,
-        )
+        self._range = (0, 0)  # of the steps that the team is told to do
+        self._active = 1
+        self._batch: tuple[NDArray[np.int32], ...] = ()  # keeps what the control block points to
+        self._team.set(scratch=base + self._thread_at, scratch_stride=segment.thread_bytes)
         if self._residency:
             self._residency.start(self._steps, self._filling.settle)
 
@@ -102,13 +103,20 @@ class CpuExecutor:
 
         An abort while nothing runs cancels the next run at once: the caller looks what it was meant for and runs again.
         """
-        assert self._memory is not None, "run after close"
+        self.start(batch)
+        self.run_stage(0, len(self._segment.lowered.steps))
+        return self.read_buffer(self._output.name, len(batch.out_rows)).view(np.float32)
+
+    def start(self, batch: Batch) -> None:
+        """Check a batch and point the team at it; its arrays must not change until its last stage is done."""
+        assert self._memory is not None, "start after close"
         ids, positions, seqs, tables, out_rows = (_int32(a) for a in (batch.ids, batch.positions, batch.seqs, batch.tables, batch.out_rows))
         n, shape = len(ids), self._shape
         assert 0 < n <= shape.n_ubatch, f"{n} tokens in a batch laid out for {shape.n_ubatch}"
         assert len(out_rows) <= shape.n_logits, f"{len(out_rows)} logit rows in a batch laid out for {shape.n_logits}"
         assert positions.shape == seqs.shape == (n,), "an id, a position and a sequence for each token"
-        active = self._n_threads if n == 1 else self._n_threads_batch
+        self._batch = ids, positions, seqs, tables, out_rows
+        self._active = self._n_threads if n == 1 else self._n_threads_batch
         self._team.set(
             n_tokens=n,
             n_logits=len(out_rows),
@@ -121,9 +129,37 @@ class CpuExecutor:
         )
         broken = self._broken_rule(self._team.control, self._program.n_vocab, *tables.shape, shape.n_kv_blocks)
         assert not broken, RULES[broken]
-        if not self._team.run(active):
+
+    def run_stage(self, first: int, last: int) -> None:
+        """Do steps first..last-1 of the batch given to `start`. Raises Cancelled after abort."""
+        assert self._batch, "run_stage before start"
+        if self._range != (first, last):
+            self._range = first, last
+            base = self._steps.ctypes.data
+            self._team.set(steps=base + first * STEP_BYTES, steps_end=base + last * STEP_BYTES)
+        if not self._team.run(self._active):
             raise Cancelled
-        return self.read_buffer(self._output.name, len(out_rows)).view(np.float32)
+
+    def rows(self, name: str, n_rows: int, into: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
+        """`read_buffer`, or a copy in `into`."""
+        view = self.read_buffer(name, n_rows)
+        if into is None:
+            return view
+        into[:] = view
+        return into
+
+    def put(self, name: str, array: NDArray[np.generic]) -> None:
+        """Copy into the first rows of a buffer."""
+        self.read_buffer(name, len(array))[:] = array
+
+    def fence(self) -> None:
+        """Every call has done its work when it returns."""
+
+    @property
+    def scratch(self) -> tuple[int, int]:
+        """Address and size of the memory in which buffers lie; for who wants to pin it."""
+        assert self._memory is not None, "scratch after close"
+        return self._memory.address, self._segment.scratch_bytes
 
     def read_buffer(self, name: str, n_rows: int) -> NDArray[np.float32] | NDArray[np.int32]:
         """A view of the first n_rows of a program buffer, [n_rows, width], as the last run left it.
@@ -139,6 +175,9 @@ class CpuExecutor:
 
     def abort(self) -> None:
         self._team.abort()
+
+    def resume(self) -> None:
+        self._team.set(abort=0)
 
     def copy_block(self, source: int, target: int) -> None:
         assert self._memory is not None, "copy_block after close"
@@ -161,6 +200,7 @@ class CpuExecutor:
         if self._residency:
             self._residency.close()
         self._memory = self._residency = None
+        self._batch = ()
 
 
 def _int32(array: NDArray[np.int32]) -> NDArray[np.int32]:
