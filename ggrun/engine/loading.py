@@ -17,7 +17,7 @@ from ggrun.models import ModelSpec, build_program
 from ggrun.plan.cost import Cost
 from ggrun.plan.device import KV_TYPES, Device, Place
 from ggrun.plan.memory import has_huge_pages
-from ggrun.plan.pins import Pins
+from ggrun.plan.pins import ALL, Pins
 from ggrun.plan.planner import Plan, Request, Room, make_plan
 from ggrun.plan.rooms import usable
 from ggrun.plan.solve import Task, solve
@@ -41,7 +41,7 @@ class Options:
     load_mode: str = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
-    executor: str = "cpu"
+    executor: str = "auto"
     reuse: bool = True
     placement: Pins = field(default_factory=Pins)
 
@@ -91,7 +91,8 @@ def plan_model(path: str | Path | None, options: Options, where: Sequence[Place]
     try:
         spec, program = build_program(file.metadata, file.tensors)
         if where is None:
-            where = (places.cpu(), *(places.gpus() if options.executor == "cpu" and options.reuse else ()))
+            where = (places.cpu(), *(places.gpus() if options.executor in WITH_GPUS and options.reuse else ()))
+            _check_gpus(options, where)
         where = usable(where, options.placement)
         n_threads, n_batch_threads, notes = _threads(options)
         plan = _plan(file, spec, program, options, where)
@@ -119,6 +120,9 @@ def _threads(options: Options) -> tuple[int, int, list[str]]:
 
 
 def _plan(file: GgufFile, spec: ModelSpec, program: Program, options: Options, where: Sequence[Place]) -> Plan:
+    pins = options.placement
+    if options.executor == "cuda" and pins.n_gpu_layers is None:
+        pins = replace(pins, n_gpu_layers=ALL)
     request = Request(
         n_ctx=options.n_ctx,
         n_seqs=options.n_parallel,
@@ -128,10 +132,10 @@ def _plan(file: GgufFile, spec: ModelSpec, program: Program, options: Options, w
         load_mode=options.load_mode,
         type_k=options.type_k,
         type_v=options.type_v,
-        copy_weights=options.load_mode == "auto" and options.executor == "cpu" and has_huge_pages(),
+        copy_weights=options.load_mode == "auto" and options.executor != "reference" and has_huge_pages(),
         reuse=options.reuse,
     )
-    return _planned(program, where, options.placement, request, spec.n_ctx_train, file)
+    return _planned(program, where, pins, request, spec.n_ctx_train, file)
 
 
 def _planned(program: Program, where: Sequence[Place], pins: Pins, request: Request, n_ctx_train: int, file: GgufFile) -> Plan:
@@ -158,18 +162,24 @@ def _weights(file: GgufFile, load_mode: str) -> Mapping[str, int]:
     return {where.get(load_mode, "weights, mapped file pages"): file.data_bytes}
 
 
-def _cpu(planned: Planned, progress: Progress | None) -> Executor:
-    from ggrun.runtime.cpu.executor import CpuExecutor
+def _check_gpus(options: Options, where: Sequence[Place]) -> None:
+    """GgrunError with the reason when only a GPU will do and there is none."""
+    if options.executor == "cuda" and len(where) == 1:
+        from ggrun.engine import gpus
+
+        raise GgrunError(f"there is no CUDA executor without a GPU: {gpus.problem()}")
+
+
+def _assembled(planned: Planned, progress: Progress | None) -> Executor:
+    from ggrun.runtime.assembly import assemble
 
     p = planned
-    return CpuExecutor(
-        p.program,
-        p.plan.segments[0],
-        p.plan.shape,
+    return assemble(
+        p.plan,
+        {**p.devices, p.device.name: p.device},
         p.file.tensors,
         p.n_threads,
         p.n_threads_batch,
-        p.device,
         progress,
         lambda: p.file.load(p.plan.load_mode, progress),
     )
@@ -183,9 +193,34 @@ def _reference(planned: Planned, progress: Progress | None) -> Executor:
     return ReferenceExecutor(planned.program, planned.file.tensors, shape.n_kv_blocks, shape.type_k, shape.type_v)
 
 
-EXECUTORS: dict[str, Callable[[Planned, Progress | None], Executor]] = {"cpu": _cpu, "reference": _reference}
+EXECUTORS: dict[str, Callable[[Planned, Progress | None], Executor]] = {
+    "auto": _assembled,  # as planned: over whatever devices
+    "cpu": _assembled,  # planned for the CPU alone
+    "cuda": _assembled,  # planned for GPUs, or refused
+    "reference": _reference,
+}
+WITH_GPUS = ("auto", "cuda")
 
 
 def make_executor(name: str, planned: Planned, progress: Progress | None) -> Executor:
     """The executor of that name, its memory reserved and then its weights loaded as the plan says."""
     return EXECUTORS[name](planned, progress)
+
+
+def load(planned: Planned, options: Options, progress: Progress | None) -> tuple[Planned, Executor]:
+    """The executor that the options name, and the plan it follows.
+
+    When a GPU cannot be had as planned (its memory went to something else, its driver fails) and the user did not ask for one, that is
+    another plan, for the CPU alone.
+    """
+    try:
+        return planned, make_executor(options.executor, planned, progress)
+    except GgrunError as error:
+        on_gpu = any(planned.devices[segment.device].kind == "cuda" for segment in planned.plan.segments)
+        if not on_gpu or options.executor == "cuda" or options.placement.asks_for_gpu:
+            raise
+        where = planned.places[:1]
+        alone = replace(planned, places=where, devices={place.device.name: place.device for place in where})
+        plan = replan(alone, options)
+        alone = replace(alone, plan=replace(plan, notes=(f"everything runs on the CPU: {error}", *plan.notes)))
+        return alone, make_executor(options.executor, alone, progress)
