@@ -116,7 +116,7 @@ def test_plain_cpu_plans_have_no_hybrid() -> None:
 
 def test_allocated_equals_ledger(driver) -> None:
     program, tensors = Parted("Q8_0").build()
-    where = {unit: "CUDA0" for unit in program.units[2:]}
+    where = dict.fromkeys(program.units[2:], "CUDA0")
     plan = planned(program, where)
     with running(program, tensors, where):
         used = driver.counters()

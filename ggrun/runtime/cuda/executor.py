@@ -43,9 +43,7 @@ class CudaExecutor:
 
     in_host_memory = False
 
-    def __init__(
-        self, program: Program, segment: Segment, shape: Shape, device: CudaDevice, ranges: Sequence[Range] | None = None
-    ) -> None:
+    def __init__(self, program: Program, segment: Segment, shape: Shape, device: CudaDevice, ranges: Sequence[Range] | None = None) -> None:
         self.notes: list[str] = []
         self._program, self._segment, self._shape, self._device = program, segment, shape, device
         self._ranges = list(ranges) if ranges is not None else [(0, len(segment.lowered.steps))]
