@@ -48,7 +48,8 @@ def worth_saying() -> str:
     from ggrun.runtime.cuda.probe import probe
 
     looked = probe()
-    return "" if found() or looked.no_gpu or not looked.driver.ok else f"the GPU is not used: {problem()}"
+    mendable = looked.gpus.ok or not (looked.driver.ok or looked.no_gpu)
+    return "" if found() or not mendable else f"the GPU is not used: {problem()}"
 
 
 def measured(places: tuple[Place, ...], machine: Machine) -> tuple[Place, ...]:

@@ -15,7 +15,7 @@ from ggrun.errors import GgrunError
 from ggrun.gguf import GgufFile, open_gguf
 from ggrun.models import ModelSpec, build_program
 from ggrun.plan.cost import Cost
-from ggrun.plan.device import KV_TYPES, Device, Place
+from ggrun.plan.device import KV_TYPES, Device, MissingKernels, Place
 from ggrun.plan.memory import has_huge_pages
 from ggrun.plan.pins import ALL, Pins
 from ggrun.plan.planner import Plan, Request, Room, make_plan
@@ -90,6 +90,7 @@ def plan_model(path: str | Path | None, options: Options, where: Sequence[Place]
     file = open_gguf(embedded_model() if path is None else path)
     try:
         spec, program = build_program(file.metadata, file.tensors)
+        here = where is None
         if where is None:
             where = (places.cpu(), *(places.gpus() if options.executor in WITH_GPUS and options.reuse else ()))
             _check_gpus(options, where)
@@ -99,7 +100,7 @@ def plan_model(path: str | Path | None, options: Options, where: Sequence[Place]
         device = where[0].device
         assert isinstance(device, CpuDevice)
         devices = {place.device.name: place.device for place in where}
-        plan = replace(plan, notes=(*plan.notes, *notes))
+        plan = replace(plan, notes=(*plan.notes, *notes, *(_gpu_notes(options, where) if here else ())))
         return Planned(file, spec, program, plan, device, n_threads, n_batch_threads, devices, tuple(where))
     except BaseException:
         file.close()
@@ -142,13 +143,20 @@ def _planned(program: Program, where: Sequence[Place], pins: Pins, request: Requ
     """The plan on one device, or solved for several."""
     cpu, machine = where[0], places.machine(request.n_threads)
     weights = _weights(file, request.load_mode)
+    note: tuple[str, ...] = ()
     if len(where) > 1 and (pins.n_gpu_layers != 0 or any(device != cpu.device.name for _, device in pins.overrides)):
-        return solve(Task(program, tuple(where), pins, request, n_ctx_train, next(iter(weights.items())), machine))
+        try:
+            return solve(Task(program, tuple(where), pins, request, n_ctx_train, next(iter(weights.items())), machine))
+        except MissingKernels as error:
+            if pins.asks_for_gpu:
+                raise
+            note = (f"everything runs on the CPU: {error}",)
     available = min(cpu.free_bytes, pins.ram_budget or cpu.free_bytes)
     plan = make_plan(program, cpu.device, request, n_ctx_train, weights, available)
     cost = Cost(program, where[:1], machine, request.type_k, request.type_v, request.n_ubatch)
     prediction = cost.predict(dict.fromkeys(program.units, cpu.device.name), plan.shape.n_ctx)
-    return replace(plan, prediction=prediction, rooms=(Room(cpu.device.name, "memory", cpu.total_bytes, available),))
+    room = Room(cpu.device.name, "memory", cpu.total_bytes, available)
+    return replace(plan, notes=(*note, *plan.notes), prediction=prediction, rooms=(room,))
 
 
 def _thread_notes(options: Options, cores: int) -> list[str]:
@@ -160,6 +168,14 @@ def _thread_notes(options: Options, cores: int) -> list[str]:
 def _weights(file: GgufFile, load_mode: str) -> Mapping[str, int]:
     where = {"none": "weights, private copy", "mlock": "weights, locked file pages", "mmap+mlock": "weights, locked file pages"}
     return {where.get(load_mode, "weights, mapped file pages"): file.data_bytes}
+
+
+def _gpu_notes(options: Options, where: Sequence[Place]) -> list[str]:
+    if len(where) > 1 or options.executor != "auto" or options.placement.n_gpu_layers == 0 or options.placement.devices == ():
+        return []
+    from ggrun.engine import gpus
+
+    return [note] if (note := gpus.worth_saying()) else []
 
 
 def _check_gpus(options: Options, where: Sequence[Place]) -> None:

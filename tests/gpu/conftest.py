@@ -54,6 +54,15 @@ def standins() -> build.Standins:
 
 
 @pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> None:
+    """A GPU, real or not: for what does not look into the driver. CUDA0 exists."""
+    if not REAL:
+        request.getfixturevalue("driver")
+    elif probe.probe().problem:
+        missing(probe.probe().problem)
+
+
+@pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[build.Driver]:
     """The stand-in driver of this process with counters at zero, PyCUDA ready to be imported, the stand-in compiler chosen."""
     found = loaded_driver()

@@ -9,7 +9,7 @@ from ggrun.runtime.executor import Cancelled
 from tests.cpu_programs import Model
 from tests.gpu.machines import error, reference, running, sequences
 
-pytestmark = pytest.mark.usefixtures("driver")
+pytestmark = pytest.mark.usefixtures("gpu")
 NMSE = 1e-3  # of logits with quantized activations against float32 ones, as the CPU's
 IDS = np.random.default_rng(3).integers(0, 64, 200).astype(np.int32)
 

@@ -8,7 +8,7 @@ from ggrun.models import REGISTRY
 from ggrun.plan.pins import ALL, Pins
 from tests.oracle.models import all_rows, assert_greedy, assert_logits, expected
 
-pytestmark = pytest.mark.usefixtures("driver")
+pytestmark = pytest.mark.usefixtures("gpu")
 ROWS = all_rows()
 SUPPORTED = [name for name, (row, _) in ROWS.items() if row["arch"] in REGISTRY]
 QUICK = {"llama-gqa.Q4_K_M.gguf", "qwen3.Q8_0.gguf"}
