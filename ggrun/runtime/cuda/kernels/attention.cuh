@@ -33,13 +33,22 @@ struct Span {
   __forceinline__ int used() const { return (n_blocks + share - 1) / share; }
 };
 
-// A score in units of log 2, so that its exponential is exp2f. product: q * k; scale: of the parameters
-__device__ __forceinline__ float score(float product, float scale, float softcap) {
-  return (softcap > 0.0f ? softcap * tanhf(product * scale / softcap) : product * scale) * LOG2E;
+// Products q * k become scores in units of log 2, so that their exponential is 2 ^ score. tanh(x) = 1 - 2 / (e^2x + 1), to 1e-7 absolutely
+template <int N>
+__device__ __forceinline__ void to_scores(float (&x)[N], float scale, float softcap) {
+  if (softcap > 0.0f) {
+    const float factor = 2.0f * LOG2E * scale / softcap, cap = softcap * LOG2E;
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = cap - 2.0f * cap * __fdividef(1.0f, exp2_approx(x[i] * factor) + 1.0f);
+  } else {
+    const float factor = scale * LOG2E;
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] *= factor;
+  }
 }
 
-// 2 ^ (x - most), 0 where nothing was seen (x = most = -inf)
-__device__ __forceinline__ float weight(float x, float most) { return x == -INFINITE ? 0.0f : exp2f(x - most); }
+// What to take from scores before the exponential: the largest, or 0 while nothing was seen, so that -inf gives 0 and never NaN
+__device__ __forceinline__ float origin(float most) { return most == -INFINITE ? 0.0f : most; }
 
 __device__ __forceinline__ unsigned pack(float low, float high) {
   const __half2 h = __floats2half2_rn(low, high);

@@ -67,37 +67,43 @@ struct Decode {
       float most[2] = {state.most[n][0], state.most[n][1]}, fade[2];
 #pragma unroll
       for (int i = 0; i < 2; i++) {
+        if constexpr (FOLDED) {
 #pragma unroll
-        for (int c = 0; c < 4; c++) {
-          float x = s[i][n][c];
-          if constexpr (FOLDED) x += __shfl_xor_sync(~0u, x, 2);
-          x = score(x, scale, softcap);
-          if (edge) {
-            const int position = base + 16 * i + g + c / 2 * 8;
-            if (position < first || position > last) x = -INFINITE;
-          }
-          s[i][n][c] = x;
-          most[c % 2] = fmaxf(most[c % 2], x);
+          for (int c = 0; c < 4; c++) s[i][n][c] += __shfl_xor_sync(~0u, s[i][n][c], 2);
         }
+        to_scores(s[i][n], scale, softcap);
+        if (edge) {
+#pragma unroll
+          for (int c = 0; c < 4; c++) {
+            const int position = base + 16 * i + g + c / 2 * 8;
+            if (position < first || position > last) s[i][n][c] = -INFINITE;
+          }
+        }
+#pragma unroll
+        for (int c = 0; c < 4; c++) most[c % 2] = fmaxf(most[c % 2], s[i][n][c]);
       }
 #pragma unroll
       for (int c = 0; c < 2; c++) {
 #pragma unroll
         for (int step = 4; step < 32; step *= 2) most[c] = fmaxf(most[c], __shfl_xor_sync(~0u, most[c], step));
-        fade[c] = weight(state.most[n][c], most[c]);
+        const float before = state.most[n][c];
         state.most[n][c] = most[c];
+        most[c] = origin(most[c]);
+        fade[c] = exp2_approx(before - most[c]);
         state.sum[n][c] *= fade[c];
       }
+      if (__any_sync(~0u, fade[0] != 1.0f || fade[1] != 1.0f)) {
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < ROWS; r++) {
 #pragma unroll
-        for (int c = 0; c < 4; c++) state.outputs[r][n][c] *= fade[c % 2];
+          for (int c = 0; c < 4; c++) state.outputs[r][n][c] *= fade[c % 2];
+        }
       }
 #pragma unroll
       for (int i = 0; i < 2; i++) {
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-          const float w = weight(s[i][n][c], most[c % 2]);
+          const float w = exp2_approx(s[i][n][c] - most[c % 2]);
           state.sum[n][c % 2] += w;
           s[i][n][c] = FOLDED && t >= 2 ? rest(w) : w;
         }
@@ -186,7 +192,7 @@ struct Decode {
         float most = mosts[0][column];
 #pragma unroll
         for (int w = 1; w < WARPS; w++) most = fmaxf(most, mosts[w][column]);
-        factor[n][c] = weight(state.most[n][c], most);
+        factor[n][c] = exp2_approx(state.most[n][c] - origin(most));
       }
     }
     if (warp >= 2) spill(state, factor, outputs[warp - 2], false, g, t);
@@ -199,7 +205,7 @@ struct Decode {
 #pragma unroll
       for (int w = 1; w < WARPS; w++) most = fmaxf(most, mosts[w][column]);
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) sum += sums[w][column] * weight(mosts[w][column], most);
+      for (int w = 0; w < WARPS; w++) sum += sums[w][column] * exp2_approx(mosts[w][column] - origin(most));
       const float x = outputs[0][d * PITCH + column] + outputs[1][d * PITCH + column];
       const size_t row = (size_t)token * n_head + head + column;
       if (n_splits == 1) {
@@ -230,7 +236,7 @@ __device__ __forceinline__ void combine(const float* work, float* y, const int* 
   most = warp_max(most);
 #pragma unroll
   for (int i = 0; i < MAX_SPLITS / 32; i++) {
-    mine[i].x = weight(mine[i].x, most);
+    mine[i].x = exp2_approx(mine[i].x - origin(most));
     sum += mine[i].x * mine[i].y;
   }
   sum = warp_sum(sum);

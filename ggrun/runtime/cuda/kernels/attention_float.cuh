@@ -105,12 +105,13 @@ struct Float {
           }
         }
       }
+      to_scores(s, scale, softcap);
 #pragma unroll
       for (int j = 0; j < SCORED; j++) {
         const int row = warp * SCORED + j, position = base + lane, of = start + row / heads;
         const bool seen = position <= of && (window <= 0 || position > of - window);
-        const float x = seen ? score(s[j], scale, softcap) : -INFINITE;
-        const float now = fmaxf(most[j], warp_max(x)), fade = weight(most[j], now), w = weight(x, now);
+        const float x = seen ? s[j] : -INFINITE;
+        const float now = fmaxf(most[j], warp_max(x)), fade = exp2_approx(most[j] - origin(now)), w = exp2_approx(x - origin(now));
         most[j] = now;
         sum[j] = sum[j] * fade + w;
         weights[row][lane] = w;

@@ -190,12 +190,9 @@ struct Prompt {
   // Products become weights (those of masked positions 0), and what was summed before fades
   static __forceinline__ void soften(float (&s)[TILES][4], float (&most)[2], float (&sum)[2], float (&outputs)[COLUMNS][4], bool edge,
                                                 int base, int start, int row, int heads, int window, float scale, float softcap, int t) {
-    float now[2] = {most[0], most[1]}, fade[2];
+    float now[2] = {most[0], most[1]}, zero[2], fade[2];
 #pragma unroll
-    for (int n = 0; n < TILES; n++) {
-#pragma unroll
-      for (int c = 0; c < 4; c++) s[n][c] = score(s[n][c], scale, softcap);
-    }
+    for (int n = 0; n < TILES; n++) to_scores(s[n], scale, softcap);
     if (edge) {
       const int own[2] = {start + row / heads - base - 2 * t, start + (row + 8) / heads - base - 2 * t};  // from the lane's first position on
 #pragma unroll
@@ -216,7 +213,8 @@ struct Prompt {
     for (int r = 0; r < 2; r++) {
       now[r] = fmaxf(now[r], __shfl_xor_sync(~0u, now[r], 1));
       now[r] = fmaxf(now[r], __shfl_xor_sync(~0u, now[r], 2));
-      fade[r] = weight(most[r], now[r]);
+      zero[r] = origin(now[r]);
+      fade[r] = exp2_approx(most[r] - zero[r]);
       most[r] = now[r];
       sum[r] *= fade[r];
     }
@@ -224,10 +222,11 @@ struct Prompt {
     for (int n = 0; n < TILES; n++) {
 #pragma unroll
       for (int c = 0; c < 4; c++) {
-        s[n][c] = weight(s[n][c], now[c / 2]);
+        s[n][c] = exp2_approx(s[n][c] - zero[c / 2]);
         sum[c / 2] += s[n][c];
       }
     }
+    if (!__any_sync(~0u, fade[0] != 1.0f || fade[1] != 1.0f)) return;
 #pragma unroll
     for (int n = 0; n < COLUMNS; n++) {
 #pragma unroll
@@ -239,7 +238,7 @@ struct Prompt {
 }  // namespace attention
 
 #define KERNEL_attention_prompt(TK, TV, DIM_K, DIM_V)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(128) attention_prompt__##TK##__##TV##__##DIM_K##__##DIM_V(                                \
+  extern "C" __global__ void __launch_bounds__(128, 2) attention_prompt__##TK##__##TV##__##DIM_K##__##DIM_V(                                \
       const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables, const int* tiles,           \
       int tables_stride, int n_head, int n_head_kv, int window, float scale, float softcap, long long block_bytes) {                     \
     attention::Prompt<kv::TK, kv::TV, DIM_K, DIM_V>::run(q, y, cache, positions, seqs, tables, tiles, tables_stride, n_head, n_head_kv,  \
