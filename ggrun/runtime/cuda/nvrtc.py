@@ -76,9 +76,7 @@ class Nvrtc:
         """For people and for the cache."""
         return "NVRTC {}.{}".format(*self.version)
 
-    def compile(
-        self, text: str, name: str, target: str, options: Sequence[str] = (), headers: Mapping[str, str] | None = None
-    ) -> Compiled:
+    def compile(self, text: str, name: str, target: str, options: Sequence[str] = (), headers: Mapping[str, str] | None = None) -> Compiled:
         """Compile CUDA C. name: the file's, for messages; headers: include name to text. Raises CompileError."""
         program = ctypes.c_void_p()
         texts, names = _strings(list((headers or {}).values())), _strings(list(headers or {}))
