@@ -139,3 +139,17 @@ def _run(command: Sequence[str], what: str, environment: dict[str, str] | None =
         where = story
     lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()
     raise GgrunError(f"PyCUDA {what}: {(lines or ['no reason given'])[0].strip()} ({where})")
+
+
+def main() -> int:
+    """`python -m ggrun.runtime.cuda.build_pycuda`, for scripts: what is said goes to stderr."""
+    try:
+        install(lambda text: print(f"ggrun: {text}", file=sys.stderr, flush=True))
+    except GgrunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
