@@ -30,7 +30,7 @@ struct Stage {
         *(uint4*)to = make_uint4(0, 0, 0, 0);
         if constexpr (same<T, kv::Q4_0>) *(uint4*)(to + 16) = make_uint4(0, 0, 0, 0);
       } else {
-        move(to, part, cell % kv::BLOCK_TOKENS, piece);
+        move(to, part, position % kv::BLOCK_TOKENS, piece);
       }
     }
     cp_async_commit();
@@ -60,14 +60,16 @@ struct Stage {
 
 template <class TK, class TV, int DIM_K, int DIM_V>
 struct Prompt {
-  static constexpr int TOKENS = DIM_K <= 128 && DIM_V <= 128 ? 64 : 32;  // positions in shared memory at a time
+  static constexpr int TOKENS = DIM_K + DIM_V <= 256 ? 64 : DIM_K + DIM_V <= 384 ? 32 : 16;  // positions in shared memory at a time
   static constexpr int STEPS = DIM_K / 16, COLUMNS = DIM_V / 8, TILES = TOKENS / 8;
+  static constexpr int PARKED = STEPS <= 8 ? 0 : STEPS - (TOKENS == 16 ? 4 : 8);  // steps whose queries wait in shared memory: registers would not do
   using Keys = Stage<TK, DIM_K, TOKENS>;
   using Values = Stage<TV, DIM_V, TOKENS>;
   static constexpr int SHARED_BYTES = TOKENS * (Keys::PITCH + Values::PITCH) * 2;
 
   // s[tile of 8 positions][4] = queries * keys: rows g and g + 8, positions 2t and 2t + 1
-  static __forceinline__ void multiply_keys(float (&s)[TILES][4], const unsigned (&queries)[STEPS][4], const __half* keys, int lane) {
+  static __forceinline__ void multiply_keys(float (&s)[TILES][4], const unsigned (&queries)[STEPS - PARKED][4], const uint4* parked,
+                                            const __half* keys, int lane) {
     const __half* own = keys + (lane / 16 * 8 + lane % 8) * Keys::PITCH + lane / 8 % 2 * 8;
 #pragma unroll
     for (int n = 0; n < TILES; n += 2) {
@@ -77,8 +79,16 @@ struct Prompt {
       for (int k = 0; k < STEPS; k++) {
         unsigned b[4];
         ldmatrix_x4(b, own + n * 8 * Keys::PITCH + 16 * k);
-        mma_f16_m16n8k16(s[n], queries[k], b);
-        mma_f16_m16n8k16(s[n + 1], queries[k], b + 2);
+        unsigned a[4];
+        if (k < PARKED) {
+          const uint4 x = parked[k * 32];
+          a[0] = x.x, a[1] = x.y, a[2] = x.z, a[3] = x.w;
+        } else {
+#pragma unroll
+          for (int i = 0; i < 4; i++) a[i] = queries[k < PARKED ? 0 : k - PARKED][i];
+        }
+        mma_f16_m16n8k16(s[n], a, b);
+        mma_f16_m16n8k16(s[n + 1], a, b + 2);
       }
     }
   }
@@ -118,28 +128,28 @@ struct Prompt {
     int begin = window > 0 ? max(0, start - window + 1) : 0;
     begin = begin / kv::BLOCK_TOKENS * kv::BLOCK_TOKENS;  // no further back: blocks before the window may hold NaN
 
-    // this lane's two rows: tokens and heads; a row that does not exist is like the last that does, and not written
-    int token[2], head[2];
-    bool exists[2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const int row = 16 * warp + g + 8 * r;
-      exists[r] = row / heads < n_tokens && row % heads < n_heads;
-      token[r] = min(row / heads, n_tokens - 1);
-      head[r] = first_head + min(row % heads, n_heads - 1);
-    }
     const bool works = 16 * warp < n_tokens * heads;
     const int warp_first = start + min(16 * warp / heads, n_tokens - 1), warp_last = start + min((16 * warp + 15) / heads, n_tokens - 1);
-    unsigned queries[STEPS][4];
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
+    __shared__ uint4 parked[WARPS][PARKED ? PARKED : 1][32];
+    unsigned queries[STEPS - PARKED][4];
+    const auto query = [&](int k, unsigned* a) {
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        const float* from = q + ((size_t)(first + token[r]) * n_head + head[r]) * DIM_K + 16 * k + 2 * t;
+        const int row = 16 * warp + g + 8 * r;  // one that does not exist is like the last that does, and not written
+        const int token = first + min(row / heads, n_tokens - 1), head = first_head + min(row % heads, n_heads - 1);
+        const float* from = q + ((size_t)token * n_head + head) * DIM_K + 16 * k + 2 * t;
         const float2 x = *(const float2*)from, z = *(const float2*)(from + 8);
-        queries[k][r] = pack(x.x, x.y), queries[k][2 + r] = pack(z.x, z.y);
+        a[r] = pack(x.x, x.y), a[2 + r] = pack(z.x, z.y);
       }
+    };
+#pragma unroll 1
+    for (int k = 0; k < PARKED; k++) {  // read by this lane alone
+      unsigned a[4];
+      query(k, a);
+      parked[warp][k][lane] = make_uint4(a[0], a[1], a[2], a[3]);
     }
+#pragma unroll
+    for (int k = 0; k < STEPS - PARKED; k++) query(PARKED + k, queries[k]);
     float outputs[COLUMNS][4], s[TILES][4], most[2] = {-INFINITE, -INFINITE}, sum[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int n = 0; n < COLUMNS; n++) {
@@ -154,9 +164,9 @@ struct Prompt {
       Values::load(values, own + TK::bytes(DIM_K), table, block_bytes, base, last);
       const bool sees = works && base <= warp_last && (window <= 0 || base + TOKENS > warp_first - window + 1);
       if (sees) {
-        multiply_keys(s, queries, keys, lane);
+        multiply_keys(s, queries, parked[warp][0] + lane, keys, lane);
         const bool edge = base + TOKENS - 1 > warp_first || (window > 0 && base < warp_last - window + 1);
-        soften(s, most, sum, outputs, edge, base, start, token, window, scale, softcap, t);
+        soften(s, most, sum, outputs, edge, base, start, 16 * warp + g, heads, window, scale, softcap, t);
       }
       cp_async_wait<0>();
       __syncthreads();
@@ -168,9 +178,10 @@ struct Prompt {
     for (int r = 0; r < 2; r++) {
       sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
       sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
-      if (!exists[r]) continue;
+      const int row = 16 * warp + g + 8 * r;
+      if (row / heads >= n_tokens || row % heads >= n_heads) continue;
       const float inverse = 1.0f / sum[r];
-      float* to = y + ((size_t)(first + token[r]) * n_head + head[r]) * DIM_V + 2 * t;
+      float* to = y + ((size_t)(first + row / heads) * n_head + first_head + row % heads) * DIM_V + 2 * t;
 #pragma unroll
       for (int n = 0; n < COLUMNS; n++) *(float2*)(to + 8 * n) = make_float2(outputs[n][2 * r] * inverse, outputs[n][2 * r + 1] * inverse);
     }
@@ -178,19 +189,28 @@ struct Prompt {
 
   // Products become weights (those of masked positions 0), and what was summed before fades
   static __forceinline__ void soften(float (&s)[TILES][4], float (&most)[2], float (&sum)[2], float (&outputs)[COLUMNS][4], bool edge,
-                                                int base, int start, const int (&token)[2], int window, float scale, float softcap, int t) {
+                                                int base, int start, int row, int heads, int window, float scale, float softcap, int t) {
     float now[2] = {most[0], most[1]}, fade[2];
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
 #pragma unroll
-      for (int c = 0; c < 4; c++) {
-        s[n][c] = score(s[n][c], scale, softcap);
-        if (edge) {
-          const int position = base + 8 * n + 2 * t + c % 2, own = start + token[c / 2];
-          if (position > own || (window > 0 && position <= own - window)) s[n][c] = -INFINITE;
+      for (int c = 0; c < 4; c++) s[n][c] = score(s[n][c], scale, softcap);
+    }
+    if (edge) {
+      const int own[2] = {start + row / heads - base - 2 * t, start + (row + 8) / heads - base - 2 * t};  // from the lane's first position on
+#pragma unroll
+      for (int n = 0; n < TILES; n++) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+          const int behind = own[c / 2] - (8 * n + c % 2);
+          if (behind < 0 || (window > 0 && behind >= window)) s[n][c] = -INFINITE;
         }
-        now[c / 2] = fmaxf(now[c / 2], s[n][c]);
       }
+    }
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+#pragma unroll
+      for (int c = 0; c < 4; c++) now[c / 2] = fmaxf(now[c / 2], s[n][c]);
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
