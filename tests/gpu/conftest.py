@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from ggrun.runtime.cuda import nvrtc
 from tests.gpu.emulation import build
 
 REAL = os.environ.get("GGRUN_TEST_GPU", "") not in ("", "0")
@@ -27,7 +28,7 @@ def missing(what: str) -> None:
 @functools.cache
 def loaded_driver() -> build.Driver | None:
     """The stand-in driver in this process; None with a real GPU, or without g++."""
-    return None if REAL or build.compiler() is None else build.standins().preload()
+    return None if REAL or build.compiler() is None else build.Driver(build.standins())
 
 
 loaded_driver()
@@ -42,8 +43,8 @@ def standins() -> build.Standins:
 
 
 @pytest.fixture
-def driver() -> Iterator[build.Driver]:
-    """The stand-in driver of this process with counters at zero, and PyCUDA ready to be imported."""
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[build.Driver]:
+    """The stand-in driver of this process with counters at zero, PyCUDA ready to be imported, the stand-in compiler chosen."""
     found = loaded_driver()
     if REAL:
         pytest.skip("looks into the stand-in driver")
@@ -52,6 +53,9 @@ def driver() -> Iterator[build.Driver]:
     if find_spec("pycuda") is None:
         missing("needs PyCUDA: python -m ggrun doctor --build-pycuda")
     assert found is not None
+    monkeypatch.setenv("GGRUN_NVRTC", str(build.standins().nvrtc))
+    nvrtc.find.cache_clear()
     found.reset()
     yield found
     found.reset()
+    nvrtc.find.cache_clear()

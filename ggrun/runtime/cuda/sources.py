@@ -1,6 +1,7 @@
 """Which .cuh file defines which kernel, the text to compile for a set of kernels, and where machine code is kept between runs.
 
-A kernel's name is `base` or `base__ARG__ARG`; its file says `#define KERNEL_base(A, B) extern "C" __global__ void base__##A##__##B(...) ...`.
+A kernel's name is `base` or `base__ARG__ARG`; its file says
+`#define KERNEL_base(A, B) extern "C" __global__ void base__##A##__##B(...) ...`.
 One translation unit a file: the file itself, then one line for each kernel asked for. Machine code is kept beside the CPU's kernels
 (`cuda` in the cache folder) under a hash of everything it is made of; a folder that cannot be written only costs compiling again.
 """
@@ -40,6 +41,11 @@ class Unit:
     kernels: tuple[str, ...]
     text: str
     headers: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """For messages; must not be its file's, which it includes."""
+        return self.file.replace(".cuh", ".cu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,7 @@ def compile_unit(one: Unit, target: str, compiler: Nvrtc, folder: Path) -> Modul
     except OSError:
         pass
     includes = [f"-I{path}" for path in include_folders()]
-    made = compiler.compile(one.text, one.file.replace(".cuh", ".cu"), target, [*OPTIONS, *includes], one.headers)
+    made = compiler.compile(one.text, one.name, target, [*OPTIONS, *includes], one.headers)
     _keep(kept, made.image)
     return Module(one.kernels, made.image, made.log, True)
 

@@ -27,9 +27,9 @@ WEEK = 7 * 24 * 3600
 
 # -ffp-contract=off: a product and a sum stay two roundings in every instantiation of a kernel, unless it says fmaf
 KERNEL_FLAGS = (
-    "-O2", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno", "-fsanitize=alignment,null", "-fno-sanitize-recover=all",
-    "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable", "-Wno-attributes",
-    "-Wno-unused-but-set-variable", "-march=native",
+    "-O2", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno", "-fsanitize=alignment,null",
+    "-fno-sanitize-recover=all", "-fvisibility=hidden", "-march=native", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function",
+    "-Wno-unused-variable", "-Wno-unused-but-set-variable", "-Wno-attributes",
 )  # fmt: skip
 LIBRARY_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wno-missing-field-initializers")
 

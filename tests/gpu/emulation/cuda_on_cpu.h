@@ -10,7 +10,7 @@
 #include "fibers.h"
 
 #define __global__ __attribute__((visibility("default")))   // what makes a function a kernel to the stand-in compiler
-#define __device__ static
+#define __device__ __attribute__((unused))                   // no linkage said: member functions are device functions, too
 #define __host__
 #define __constant__ const
 #define __forceinline__ inline
