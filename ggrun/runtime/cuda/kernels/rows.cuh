@@ -1,15 +1,13 @@
 // Row kernels: what happens to one row of activations, float32 [rows][n], between two matrix products.
 //
 // Rows are contiguous and buffers 256-byte aligned, so that rows whose length is a multiple of 4 are read as float4.
-// A q8 row, `q8_row_bytes(n)` apart (n a multiple of 32):
-//     int8 quants[n]; float d[n / 32]; float s[n / 16]        x ~= d * q,  d = max|x| / 127 of 32,  s = d * (sum of 16 quants)
+// Quantized rows ("q8", n a multiple of 32) are drawn in q8.cuh; there are none when n is no multiple of 4.
 #pragma once
 #include "primitives.cuh"
+#include "q8.cuh"
 #include "warps.cuh"
 
 namespace rows {
-
-__device__ __forceinline__ size_t q8_row_bytes(int n) { return ((size_t)n + n / 32 * 4 + n / 16 * 4 + 15) / 16 * 16; }
 
 // VEC consecutive floats, 1 or 4
 template <int VEC>
@@ -29,28 +27,6 @@ __device__ __forceinline__ void store(float* y, const float (&v)[VEC]) {
     } else {
         y[0] = v[0];
     }
-}
-
-// Elements i..i+3 of a q8 row of n. All lanes of a warp call it together; 8 neighbours hold 32 elements, of which all or none are inside.
-__device__ __forceinline__ void store_q8(char* row, int n, int i, bool inside, const float (&v)[4]) {
-    float largest = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
-    for (int step = 1; step < 8; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
-    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;  // below, 127 / largest might be infinite
-    const float d = largest / 127.0f;
-    int packed = 0, sum = 0;
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        const int q = __float2int_rn(v[e] * inverse);
-        sum += q;
-        packed |= (q & 255) << 8 * e;
-    }
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    if (!inside) return;
-    float* scales = (float*)(row + n);
-    *(int*)(row + i) = packed;
-    if (i % 32 == 0) scales[i / 32] = d;
-    if (i % 16 == 0) scales[n / 32 + i / 16] = d * (float)sum;
 }
 
 // total = x (+ add); y = rms_norm(total) * w, as float32 and as q8. One block a row; a thread keeps its VEC * PIECES elements in registers.
@@ -89,7 +65,7 @@ __device__ __forceinline__ void norm(const float* x, const float* add, float* to
             if (y) store<VEC>(y + start + i, v[p]);
         }
         if constexpr (VEC == 4) {
-            if (q8) store_q8(q8 + blockIdx.x * q8_row_bytes(n), n, i, i < n, v[p]);
+            if (q8) q8_store(q8 + blockIdx.x * (size_t)q8_row_bytes(n), n, i, make_float4(v[p][0], v[p][1], v[p][2], v[p][3]), i < n);
         }
     }
 }
@@ -110,7 +86,7 @@ __device__ __forceinline__ void glu(const float* gate, const float* up, float* y
     for (int e = 0; e < VEC; e++) g[e] = g[e] / (1.0f + expf(-g[e])) * u[e];
     if (i < n && y) store<VEC>(y + at, g);
     if constexpr (VEC == 4) {
-        if (q8) store_q8(q8 + blockIdx.x * q8_row_bytes(n), n, i, i < n, g);
+        if (q8) q8_store(q8 + blockIdx.x * (size_t)q8_row_bytes(n), n, i, make_float4(g[0], g[1], g[2], g[3]), i < n);
     }
 }
 
