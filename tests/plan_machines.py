@@ -8,9 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from ggrun.gguf import GgufWriter
 from ggrun.models import ModelSpec, build_program
 from ggrun.plan.device import KV_BLOCK_TOKENS, Lowered, Place, Shape, Step
 from ggrun.plan.machine import Machine, guessed_cpu
@@ -101,6 +103,28 @@ def mixture(n_layers: int = 8, n_expert: int = 8, n_embd: int = 1024, n_ff: int 
     }
     metadata |= {"expert_count": n_expert, "expert_used_count": 2} if n_expert else {}
     return build_program({"general.architecture": "llama", **{f"llama.{k}": v for k, v in metadata.items()}}, tensors)
+
+
+def sparse_file(name: str, path: Path, mix: str = "q4_k_m") -> Path:
+    """A GGUF file of a published model at true size, whose weights are a hole in the disk: it takes the room of its header."""
+    shape, _ = SHAPES[name]
+    vocabulary = make_model.made_up_vocabulary(shape.specials)
+    n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
+    writer = GgufWriter(path)
+    metadata = {"general.architecture": shape.architecture, **make_model.hyperparameters(shape, shape.n_layers, n_vocab), **vocabulary}
+    for key, value in metadata.items():
+        writer.add(key, value)
+    n_bytes = 0
+    for stem, layer, dims, deviation in make_model.tensors(shape, shape.n_layers, n_vocab):
+        fmt = format_by_name("F32")
+        if deviation:
+            fmt = make_model.matrix_format(mix, stem.rpartition(".")[2], layer, shape.n_layers, shape.tied)
+        writer.add_tensor(f"{stem}.weight", dims, fmt, b"")
+        n_bytes += -(-fmt.row_bytes(math.prod(dims)) // writer.alignment) * writer.alignment
+    with path.open("wb") as out:
+        writer._write_header(out)
+        out.truncate(out.tell() + n_bytes)
+    return path
 
 
 class StandInGpu:

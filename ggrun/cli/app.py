@@ -24,9 +24,10 @@ from ggrun.cli.run import run
 from ggrun.cli.show import show
 from ggrun.cli.tokenize import tokenize
 from ggrun.cli.trace import trace
+from ggrun.cli.tune import tune
 from ggrun.errors import GgrunError
 
-COMMANDS = (chat, run, bench, show, plan, doctor, tokenize, logits, trace)
+COMMANDS = (chat, run, bench, show, plan, doctor, tune, tokenize, logits, trace)
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings its own copy of Click in some versions; this one is the one it raises
 
 

@@ -137,19 +137,22 @@ def show_alternatives(console: Console, title: str, plan: Plan, rows: Sequence[A
     from rich.table import Table
 
     devices = [room.device for room in rooms_of(plan)]
-    table = Table(title, "with", title_justify="left")
+    several = len(devices) > 1
+    if console.width < 100 and len(devices) > 2:
+        devices = devices[1:]
+    table = Table(title)
     for device in devices:
         table.add_column(device, justify="right", no_wrap=True)
-    several = len(devices) > 1
     if several:
         table.add_column("-ngl", justify="right")
     for name in ("prompt t/s", "answer t/s"):
         table.add_column(name, justify="right")
+    table.columns[0].no_wrap = True
     for row in rows:
         cells = [human(row.used.get(device, 0)) for device in devices]
         layers = ["" if row.layers is None else str(row.layers)] if several else []
         speeds = [speed(row.prompt), speed(row.answer)] if row.fits else ["does not", "fit"]
-        table.add_row(row.what, row.flags, *cells, *layers, *speeds, style="" if row.fits else "red")
+        table.add_row(f"{row.what}\n[dim]{row.flags}[/dim]", *cells, *layers, *speeds, style="" if row.fits else "red")
     console.print(table)
 
 

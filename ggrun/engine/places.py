@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,8 @@ from ggrun.plan.device import Place
 from ggrun.plan.machine import Machine, read_machine
 from ggrun.plan.memory import available_bytes
 from ggrun.runtime.cpu.device import CpuDevice
+from ggrun.runtime.cuda.device import CudaDevice
+from ggrun.runtime.cuda.launch import Arch
 
 # Shared memory one block may have, by compute capability; between two, the lower one's.
 _SHARED_KIB = {60: 48, 70: 96, 75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
@@ -40,16 +41,9 @@ def described(vram: Sequence[int], ram: int | None, compute_capability: int) -> 
     if not known:
         text = f"{compute_capability // 10}.{compute_capability % 10}"
         raise GgrunError(f"--gpu-arch {compute_capability}: kernels are made for compute capability 6.0 and later, not {text}")
-    try:
-        device, launch = import_module("ggrun.runtime.cuda.device"), import_module("ggrun.runtime.cuda.launch")
-    except ImportError:
-        raise GgrunError("--vram: this version has no kernels for GPUs") from None
-    arch = launch.Arch(compute_capability, MULTIPROCESSORS, _SHARED_KIB[known] << 10)
-    cards = (
-        Place(device.CudaDevice(f"CUDA{index}", arch), n_bytes, n_bytes, "described", compute_capability)
-        for index, n_bytes in enumerate(vram)
-    )
-    return (cpu(ram), *cards)
+    arch = Arch(compute_capability, MULTIPROCESSORS, _SHARED_KIB[known] << 10)
+    devices = (CudaDevice(f"CUDA{index}", arch) for index in range(len(vram)))
+    return (cpu(ram), *(Place(device, n, n, "a described card", compute_capability) for device, n in zip(devices, vram)))
 
 
 def machine_file() -> Path:

@@ -196,5 +196,5 @@ def _gpu_lines(parts: _Parts, segment: Segment) -> list[Line]:
         Line(name, "weights", f"{len(segment.weights)} tensors, uploaded", segment.weight_bytes),
         *_arena_lines(parts, segment),
         Line(name, "driver", "the driver's context and kernels", parts.device.process_bytes(parts.program.n_vocab)),
-        *(Line("CPU", "staging", f"{what} of {name}, pinned", n_bytes) for what, n_bytes in segment.host.items() if n_bytes),
+        *(Line("CPU", "staging", f"{what} ({name})", n_bytes) for what, n_bytes in segment.host.items() if n_bytes),
     ]
