@@ -1,5 +1,5 @@
 #!/bin/sh
-''':'
+""":'
 # Started as a command: run again by the Python of the checkout's own environment.
 . "$(dirname "$(readlink -f "$0")")/environment.sh"
 environment ""
@@ -11,7 +11,7 @@ Measures ggrun beside llama.cpp on the same files and threads, in turns, and pri
 
 Builds llama-cpp-python and makes the model files in the user's cache folder on first use. What is measured is kept after each test, so
 that a run that was interrupted goes on; docs/performance.md says what is measured and how.
-'''
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-''':'
+""":'
 # Started as a command: run again by the Python of the checkout's own environment.
 . "$(dirname "$(readlink -f "$0")")/environment.sh"
 environment ""
@@ -11,7 +11,7 @@ Makes a model file of a real model's shape with random weights: for measuring sp
 
 Weights are drawn directly as quantized blocks and streamed to the file, so that a 14B model takes no more memory than a 1B one.
 Widths, formats of every tensor and metadata are those of the published model; a vocabulary is made up unless one is given.
-'''
+"""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from quant.format import Format, format_by_name  # noqa: E402
 from quant.reference import CODECS, dequantize  # noqa: E402
 
 CHUNK_BYTES = 1 << 22
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -6,7 +6,6 @@ A test holds the pages to what this prints, so after a new architecture, format,
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from ggrun.cli.app import COMMANDS  # noqa: E402
 from ggrun.cli.bench import BenchOptions  # noqa: E402
+from ggrun.cli.options import rows_of  # noqa: E402
 from ggrun.models import REGISTRY  # noqa: E402
 from quant.format import FORMATS  # noqa: E402
 
@@ -35,7 +35,7 @@ def bench_flags() -> str:
     """The flags of `ggrun bench`, by topic."""
     lines = []
     panel = ""
-    for field in fields(BenchOptions):
+    for field in rows_of(BenchOptions):
         flag = field.type.__metadata__[0]
         if flag.rich_help_panel != panel:
             panel = flag.rich_help_panel

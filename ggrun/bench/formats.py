@@ -15,7 +15,7 @@ from typing import Any
 
 from ggrun import __version__
 from ggrun.bench.matrix import Settings
-from ggrun.bench.result import BACKEND, Entry, Result
+from ggrun.bench.result import Entry, Result
 from ggrun.plan.ledger import human
 
 
@@ -52,7 +52,8 @@ COLUMNS = (
     Column("model", lambda entry: entry.model.type, left=True),
     Column("size", lambda entry: human(entry.model.n_bytes)),
     Column("params", lambda entry: count(entry.model.n_params)),
-    Column("backend", lambda entry: BACKEND, left=True),
+    Column("backend", lambda entry: entry.backend, left=True),
+    Column("ngl", lambda entry: entry.n_gpu_layers, 0),
     Column("threads", lambda entry: entry.n_threads),
     *(_setting(name) for name in ("n_batch", "n_ubatch", "type_k", "type_v", "n_cpu_moe", "load_mode")),
     Column("test", lambda entry: entry.case.name),

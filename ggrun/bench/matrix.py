@@ -55,6 +55,7 @@ class Settings:
     type_v: str = "f16"
     n_cpu_moe: int = 0
     load_mode: str = "auto"
+    n_gpu_layers: str = "auto"  # as -ngl says it; how many that are, the plan knows
 
 
 def numbers(flag: str, texts: Sequence[str], least: int) -> tuple[int, ...]:

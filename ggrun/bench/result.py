@@ -16,7 +16,6 @@ from ggrun.gguf import GgufFile
 from ggrun.gguf.filetypes import FILE_TYPES
 from quant.format import format_by_name
 
-BACKEND = "CPU"
 _MIXES = {"S": "Small", "M": "Medium", "L": "Large"}
 
 
@@ -32,12 +31,19 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A case of one model under some settings, before it has run. n_threads: those that run."""
+    """A case of one model under some settings, before it has run. n_threads: those that run; n_gpu_layers and gpus: those of the plan."""
 
     model: ModelInfo
     settings: Settings
     case: Case
     n_threads: int
+    n_gpu_layers: int = 0
+    gpus: str = ""
+
+    @property
+    def backend(self) -> str:
+        """llama-bench's name of what computes."""
+        return "CUDA" if self.gpus else "CPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +66,8 @@ class Result:
             "build_commit": f"ggrun {__version__}",
             "build_number": 0,
             "cpu_info": cpu_name(),
-            "gpu_info": "",
-            "backends": BACKEND,
+            "gpu_info": self.entry.gpus,
+            "backends": self.entry.backend,
             "model_filename": model.filename,
             "model_type": model.type,
             "model_size": model.n_bytes,
@@ -71,7 +77,7 @@ class Result:
             "n_threads": self.entry.n_threads,
             "type_k": settings.type_k,
             "type_v": settings.type_v,
-            "n_gpu_layers": 0,
+            "n_gpu_layers": self.entry.n_gpu_layers,
             "n_cpu_moe": settings.n_cpu_moe,
             "flash_attn": True,
             "use_mmap": settings.load_mode != "none",

@@ -12,7 +12,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from ggrun.bench.matrix import Case
-from ggrun.engine.loading import Options, Planned, make_executor, plan_model
+from ggrun.engine.loading import Options, Planned, load, plan_model
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.plan.planner import DoesNotFit
 from ggrun.runtime.executor import Batch, Executor, Progress
@@ -31,10 +31,12 @@ def options_for(options: Options, cases: Sequence[Case]) -> Options:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Cases that run in one session, and the threads that will compute them."""
+    """Cases that run in one session, and the threads and GPUs that will compute them; n_gpu_layers as -ngl counts."""
 
     cases: tuple[Case, ...]
     n_threads: int
+    n_gpu_layers: int = 0
+    gpus: str = ""
 
 
 def fitting(path: Path | None, options: Options, cases: Sequence[Case]) -> list[Group]:
@@ -51,7 +53,10 @@ def fitting(path: Path | None, options: Options, cases: Sequence[Case]) -> list[
 def _group(path: Path | None, options: Options, cases: Sequence[Case]) -> Group:
     planned = plan_model(path, options_for(options, cases))
     planned.file.close()
-    return Group(tuple(cases), planned.n_threads)
+    plan = planned.plan
+    used = {segment.device for segment in plan.segments}
+    gpus = ", ".join(room.what for room in plan.rooms if room.device in used and room.device != "CPU")
+    return Group(tuple(cases), planned.n_threads, plan.choice.n_gpu_layers if plan.choice else 0, gpus)
 
 
 def _alone(path: Path | None, options: Options, case: Case) -> Group:
@@ -64,9 +69,10 @@ def _alone(path: Path | None, options: Options, case: Case) -> Group:
 @contextmanager
 def opened(path: Path | None, options: Options, cases: Sequence[Case], progress: Progress | None) -> Iterator[Session]:
     """A session in which the cases can run; all it took is freed at the end."""
-    planned = plan_model(path, options_for(options, cases))
+    chosen = options_for(options, cases)
+    planned = plan_model(path, chosen)
     try:
-        executor = make_executor(options.executor, planned, progress)
+        planned, executor = load(planned, chosen, progress)
         try:
             yield Session(planned, executor, options.n_batch)
         finally:

@@ -2,14 +2,15 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
-from ggrun.cli.options import flag
+from ggrun.cli.devices import ListDevicesFlag
+from ggrun.cli.options import PlacementOptions, flag
 
 if TYPE_CHECKING:
     from ggrun.bench.formats import Writer
@@ -57,11 +58,12 @@ class BenchOptions:
         Values, _setting("-fa", "--flash-attn", metavar="auto|on", shown="auto", help="accepted; attention is always fused")
     ] = None
     n_gpu_layers: Annotated[
-        str | None, _setting("-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", shown="auto", help="layers on the GPU")
+        Values, _setting("-ngl", "--n-gpu-layers", "--gpu-layers", metavar=_LIST, shown="auto", help="layers on GPUs; all, or auto")
     ] = None
-    n_cpu_moe: Annotated[Values, _setting("-ncmoe", "--n-cpu-moe", metavar=_LIST, shown=0, help="layers whose experts stay on the CPU")] = (
-        None
-    )
+    cpu_moe: Annotated[bool, _setting("-cmoe", "--cpu-moe", help="all experts stay on the CPU")] = False
+    n_cpu_moe: Annotated[
+        Values, _setting("-ncmoe", "--n-cpu-moe", metavar=_LIST, shown="what fits", help="layers whose experts stay on the CPU")
+    ] = None
     load_mode: Annotated[Values, _setting("-lm", "--load-mode", metavar="MODE,...", shown="auto", help="how weights come into memory")] = (
         None
     )
@@ -69,6 +71,7 @@ class BenchOptions:
     output_err: Annotated[OutputFormat | None, _output("-oe", "--output-err", shown="nothing", help="what is written to stderr")] = None
     sweep: Annotated[bool, _output("--sweep", help="a row a depth, with the prompt's and the answer's speed side by side")] = False
     plot: Annotated[Path | None, _output("--plot", metavar="FILE.png", help="draw speed against depth (needs matplotlib)")] = None
+    placement: PlacementOptions = field(default_factory=PlacementOptions)
 
 
 def bench(
@@ -77,6 +80,7 @@ def bench(
     ] = None,
     *,
     options: BenchOptions,
+    list_devices: ListDevicesFlag = False,
 ) -> None:
     """Measure how many tokens a second a model computes, with llama-bench's flags, columns and formats.
 

@@ -53,7 +53,8 @@ def jobs_of(models: Sequence[str], flags: BenchOptions, screen: Screen) -> list[
         for one in combined:
             options = Options(**settings(model, _engine_options(one, flags), screen))
             for group in fitting(model.path, options, wanted):
-                jobs.append(Job(model.path, options, tuple(Entry(info, one, case, group.n_threads) for case in group.cases)))
+                entries = (Entry(info, one, case, group.n_threads, group.n_gpu_layers, group.gpus) for case in group.cases)
+                jobs.append(Job(model.path, options, tuple(entries)))
     return jobs
 
 
@@ -118,6 +119,7 @@ def _settings(flags: BenchOptions) -> dict[str, Sequence[Any]]:
         "type_v": _words(flags.cache_type_v),
         "n_cpu_moe": numbers("-ncmoe", flags.n_cpu_moe or [], 0),
         "load_mode": _words(flags.load_mode),
+        "n_gpu_layers": _words(flags.n_gpu_layers),
     }
 
 
@@ -133,7 +135,10 @@ def _engine_options(one: Settings, flags: BenchOptions) -> EngineOptions:
         n_threads=one.n_threads,
         n_batch=one.n_batch,
         n_ubatch=one.n_ubatch,
-        n_gpu_layers=flags.n_gpu_layers,
+        n_gpu_layers=one.n_gpu_layers,
+        cpu_moe=flags.cpu_moe,
+        n_cpu_moe=one.n_cpu_moe if flags.n_cpu_moe else None,
+        placement=flags.placement,
         cache_type_k=one.type_k,
         cache_type_v=one.type_v,
     )

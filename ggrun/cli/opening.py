@@ -11,6 +11,7 @@ from ggrun.cli.named import Model, find
 from ggrun.cli.options import EngineOptions
 from ggrun.cli.screen import Screen
 from ggrun.errors import GgrunError
+from ggrun.plan.pins import Pins, read_pins
 
 if TYPE_CHECKING:
     from ggrun import Engine
@@ -24,9 +25,14 @@ def chosen(argument: str | None, flag: str | None, screen: Screen) -> Model:
     return model
 
 
-def settings(model: Model, options: EngineOptions, screen: Screen) -> dict[str, Any]:
-    """The options of `Engine.open`, and of a plan, that the flags and models.toml mean. Raises GgrunError for flags that cannot be met."""
-    no_gpu(options, screen)
+def settings(model: Model, options: EngineOptions, screen: Screen, described: bool = False) -> dict[str, Any]:
+    """The options of `Engine.open`, and of a plan, that the flags and models.toml mean. Raises GgrunError for flags that cannot be met.
+
+    described: they are for a machine that is not this one, whose GPUs do not matter.
+    """
+    placement = pins(options)
+    if not described:
+        no_gpu(options.n_gpu_layers, placement, screen)
     if options.flash_attn == "off":
         raise GgrunError("-fa off: attention is always fused here; -fa takes auto or on")
     return {
@@ -39,6 +45,7 @@ def settings(model: Model, options: EngineOptions, screen: Screen) -> dict[str, 
         "load_mode": load_mode(options),
         "type_k": options.cache_type_k.lower(),
         "type_v": options.cache_type_v.lower(),
+        "placement": placement,
     }
 
 
@@ -66,14 +73,34 @@ def load_mode(options: EngineOptions) -> str:
     return modes.pop() if modes else "auto"
 
 
-def no_gpu(options: EngineOptions, screen: Screen) -> None:
+def pins(options: EngineOptions) -> Pins:
+    """What the flags pin about where the model runs."""
+    p = options.placement
+    return read_pins(
+        n_gpu_layers=options.n_gpu_layers,
+        override_tensor=p.override_tensor or (),
+        cpu_moe=options.cpu_moe,
+        n_cpu_moe=options.n_cpu_moe,
+        n_cpu_ffn=p.n_cpu_ffn,
+        kv_offload=p.kv_offload,
+        tensor_split=p.tensor_split,
+        device=p.device,
+        main_gpu=p.main_gpu,
+        split_mode=p.split_mode.lower(),
+        vram_budget=p.vram_budget,
+        ram_budget=p.ram_budget,
+        fit=p.fit.lower(),
+        fit_target=p.fit_target,
+        fit_ctx=p.fit_ctx,
+    )
+
+
+def no_gpu(wanted: str | None, placement: Pins, screen: Screen) -> None:
     """Say once that layers asked for on a GPU run on the CPU; -ngl 0 and auto ask for nothing."""
-    wanted = options.n_gpu_layers
-    if wanted is None or wanted == "auto":
-        return
-    try:
-        layers = -1 if wanted == "all" else int(wanted)
-    except ValueError:
-        raise GgrunError(f"-ngl {wanted} is neither a number nor auto nor all") from None
-    if layers:
-        screen.once(f"-ngl {wanted}: there is no CUDA device ggrun can use; every layer runs on the CPU")
+    if placement.n_gpu_layers:
+        from ggrun.engine.places import gpus
+
+        if not gpus():
+            from ggrun.engine.gpus import problem
+
+            screen.once(f"-ngl {wanted}: there is no CUDA device ggrun can use ({problem()}); every layer runs on the CPU")

@@ -7,13 +7,13 @@ then comes from models.toml, and after that from the engine's own default, which
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
 
-Executor = Literal["cpu", "reference", "cuda"]
+Executor = Literal["auto", "cpu", "cuda", "reference"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock"]
 Switch = Literal["on", "off", "auto"]
 
@@ -27,12 +27,78 @@ def flag(*names: str, panel: str, help: str, shown: object = None, env: str | No
 
 _model = partial(flag, panel="Model")
 _compute = partial(flag, panel="Compute")
+_place = partial(flag, panel="Placement")
 _sampling = partial(flag, panel="Sampling")
 _prompt = partial(flag, panel="Prompt")
 
 ModelArgument = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="a GGUF file, or a name from models.toml", show_default=False)]
 ModelFlag = Annotated[str | None, _model("-m", "--model", metavar="MODEL", help="the model, named by a flag instead")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON object instead")]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementOptions:
+    """Where parts of the model run, and in how much memory. What is not given is solved for; `ggrun.plan.pins` reads the words."""
+
+    override_tensor: Annotated[
+        list[str] | None,
+        _place(
+            "-ot",
+            "--override-tensor",
+            metavar="PATTERN=DEVICE",
+            env="LLAMA_ARG_OVERRIDE_TENSOR",
+            help="the units of tensors whose names match run there: CPU, CUDA0 ...; may be repeated",
+        ),
+    ] = None
+    n_cpu_ffn: Annotated[
+        int,
+        _place("-ncffn", "--n-cpu-ffn", metavar="N", env="LLAMA_ARG_N_CPU_FFN", shown=0, help="first layers whose FFN stays on the CPU"),
+    ] = 0
+    kv_offload: Annotated[
+        bool,
+        _place(
+            "--kv-offload/--no-kv-offload",
+            "-kvo/-nkvo",
+            env="LLAMA_ARG_KV_OFFLOAD",
+            shown="on",
+            help="-nkvo: attention and its KV cache stay on the CPU",
+        ),
+    ] = True
+    device: Annotated[
+        str | None, _place("-dev", "--device", metavar="CUDA0,...", env="LLAMA_ARG_DEVICE", shown="all", help="the GPUs to use, or none")
+    ] = None
+    tensor_split: Annotated[
+        str | None,
+        _place(
+            "-ts",
+            "--tensor-split",
+            metavar="A,B,...",
+            env="LLAMA_ARG_TENSOR_SPLIT",
+            shown="by free memory",
+            help="shares of the layers by GPU, such as 3,1",
+        ),
+    ] = None
+    split_mode: Annotated[
+        str, _place("-sm", "--split-mode", metavar="layer|none", env="LLAMA_ARG_SPLIT_MODE", shown="layer", help="none: one GPU only")
+    ] = "layer"
+    main_gpu: Annotated[int, _place("-mg", "--main-gpu", metavar="N", env="LLAMA_ARG_MAIN_GPU", shown=0, help="the one -sm none uses")] = 0
+    vram_budget: Annotated[
+        str | None,
+        _place("--vram-budget", metavar="SIZE,...", shown="what is free", help="the most to take of each GPU, such as 6GiB"),
+    ] = None
+    ram_budget: Annotated[
+        str | None, _place("--ram-budget", metavar="SIZE", shown="what is available", help="the most to take of the machine's memory")
+    ] = None
+    fit: Annotated[
+        str, _place("-fit", "--fit", metavar="on|off", env="LLAMA_ARG_FIT", shown="on", help="off: nothing is adjusted to what is free")
+    ] = "on"
+    fit_target: Annotated[
+        str | None,
+        _place("-fitt", "--fit-target", metavar="MIB,...", env="LLAMA_ARG_FIT_TARGET", shown=1024, help="left free on each GPU"),
+    ] = None
+    fit_ctx: Annotated[
+        int, _place("-fitc", "--fit-ctx", metavar="N", env="LLAMA_ARG_FIT_CTX", shown=4096, help="the least context chosen to make room")
+    ] = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +140,7 @@ class EngineOptions:
             metavar="N",
             env="LLAMA_ARG_N_GPU_LAYERS",
             shown="auto",
-            help="layers on the GPU",
+            help="layers on GPUs, the head counted as one: a number, all, or auto",
         ),
     ] = None
     flash_attn: Annotated[
@@ -97,6 +163,14 @@ class EngineOptions:
             help="type of cached values: f16, q8_0, q4_0",
         ),
     ] = "f16"
+    cpu_moe: Annotated[bool, _place("-cmoe", "--cpu-moe", env="LLAMA_ARG_CPU_MOE", help="all experts stay on the CPU")] = False
+    n_cpu_moe: Annotated[
+        int | None,
+        _place(
+            "-ncmoe", "--n-cpu-moe", metavar="N", env="LLAMA_ARG_N_CPU_MOE", shown="what fits", help="first layers whose experts stay there"
+        ),
+    ] = None
+    placement: PlacementOptions = field(default_factory=PlacementOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +260,16 @@ class PromptOptions:
     keep: Annotated[int, _prompt("--keep", metavar="N", shown=0, help="prompt tokens a shift keeps; -1: all")] = 0
 
 
+def rows_of(table: Any) -> list[Field[Any]]:
+    """The fields of a table that declare flags, those of tables within it included."""
+    return [row for own in fields(table) for row in (rows_of(own.type) if is_dataclass(own.type) else [own])]
+
+
+def _folded(table: Any, values: dict[str, Any]) -> Any:
+    """The table with its values, which are taken out of the dictionary."""
+    return table(**{own.name: _folded(own.type, values) if is_dataclass(own.type) else values.pop(own.name) for own in fields(table)})
+
+
 class ReaderGone(Exception):
     """Whoever read our output went away."""
 
@@ -198,12 +282,12 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         rows = [(name, own.default, own.annotation)]
         if is_dataclass(own.annotation):
             tables[name] = own.annotation
-            rows = [(field.name, field.default, field.type) for field in fields(own.annotation)]
+            rows = [(row.name, row.default, row.type) for row in rows_of(own.annotation)]
         parameters += [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=a) for n, d, a in rows]
 
     def call(**values: Any) -> Any:
         for name, table in tables.items():
-            values[name] = table(**{field.name: values.pop(field.name) for field in fields(table)})
+            values[name] = _folded(table, values)
         try:
             return function(**values)
         except BrokenPipeError:  # Typer would end the program itself

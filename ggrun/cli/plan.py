@@ -1,61 +1,156 @@
-"""`ggrun plan`: what a model would take and which kernel would run where, without loading it."""
+"""`ggrun plan`: what a model would take and which kernel would run where, without loading it; for this machine or a described one."""
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
-from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument
+from ggrun.cli.devices import ListDevicesFlag
+from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, flag
+from ggrun.errors import GgrunError
 
 if TYPE_CHECKING:
-    from ggrun.plan.planner import Plan
+    from ggrun.cli.picture import Alternative
+    from ggrun.engine.loading import Options, Planned
+    from ggrun.plan.device import Place
+    from ggrun.plan.planner import DoesNotFit, Plan
+
+_MACHINE = "A machine that is not this one"
+Vram = Annotated[
+    str | None, flag("--vram", panel=_MACHINE, metavar="SIZE,...", help="plan for GPUs with so much memory, all of it free, such as 6GiB")
+]
+Ram = Annotated[str | None, flag("--ram", panel=_MACHINE, metavar="SIZE", shown="this one's", help="plan for so much memory")]
+GpuArch = Annotated[
+    str, flag("--gpu-arch", panel=_MACHINE, metavar="CC", shown=86, help="compute capability of the GPUs of --vram: 61, 75, 86, 8.9 ...")
+]
 
 
-def plan(model: ModelArgument = None, *, engine_options: EngineOptions, json_output: JsonFlag = False) -> None:
+def plan(
+    model: ModelArgument = None,
+    *,
+    engine_options: EngineOptions,
+    vram: Vram = None,
+    ram: Ram = None,
+    gpu_arch: GpuArch = "86",
+    list_devices: ListDevicesFlag = False,
+    json_output: JsonFlag = False,
+) -> None:
     """Show every byte a model would take and what would compute it; loads nothing."""
     from ggrun.cli.opening import chosen, settings
     from ggrun.cli.screen import Screen
     from ggrun.engine.loading import Options, plan_model
+    from ggrun.plan.planner import DoesNotFit
 
     screen = Screen()
+    places = machine(vram, ram, gpu_arch)
     named = chosen(model, engine_options.model_flag, screen)
-    planned = plan_model(named.path, Options(**settings(named, engine_options, screen)))
+    options = Options(**settings(named, engine_options, screen, places is not None))
     try:
+        planned = plan_model(named.path, options, places)
+    except DoesNotFit as error:
+        if error.plan:
+            _refused(error, error.plan, named.label, json_output)
+        raise
+    try:
+        others = alternatives(planned, options)
         if json_output:
-            print(json.dumps(_report(planned.plan, named.label), ensure_ascii=False))
+            print(json.dumps(_report(planned.plan, named.label, others), ensure_ascii=False))
         else:
-            _show(planned.plan, named.label)
+            _show(planned.plan, named.label, others)
     finally:
         planned.file.close()
 
 
-def _report(plan: "Plan", model: str) -> dict[str, object]:
+def machine(vram: str | None, ram: str | None, gpu_arch: str) -> "tuple[Place, ...] | None":
+    """The devices that the flags describe; None: this machine's."""
+    from ggrun.engine import places
+    from ggrun.plan.pins import size
+
+    if vram is None and ram is None:
+        return None
+    digits = gpu_arch.replace(".", "").removeprefix("sm_")
+    if not digits.isdigit() or not 20 <= int(digits) <= 990:
+        raise GgrunError(f"--gpu-arch {gpu_arch} is no compute capability; it is written 86 or 8.6")
+    n_ram = size("--ram", ram) if ram else None
+    if vram is None:
+        return (places.cpu(n_ram), *places.gpus())
+    return places.described([size("--vram", text) for text in vram.split(",")], n_ram, int(digits))
+
+
+def alternatives(planned: "Planned", options: "Options") -> "list[Alternative]":
+    """What would change if one thing were different."""
+    from ggrun.cli.picture import Alternative
+    from ggrun.engine.loading import replan
+    from ggrun.plan.planner import DoesNotFit
+    from ggrun.plan.whatif import changes
+
+    rows = []
+    for change in changes(planned.plan, options.placement):
+        pins = replace(options.placement, n_gpu_layers=change.n_gpu_layers)
+        other = replace(options, n_ctx=change.n_ctx, type_k=change.type_k, type_v=change.type_v, placement=pins)
+        fits = True
+        try:
+            plan = replan(planned, other)
+        except DoesNotFit as error:
+            if not error.plan:
+                continue
+            fits, plan = False, error.plan
+        except GgrunError:  # heads that a KV type does not fit
+            continue
+        used = {line.device: plan.ledger.total(line.device) for line in plan.ledger.lines}
+        told = plan.prediction
+        layers = plan.choice.n_gpu_layers if plan.choice else None
+        row = Alternative(change.what, " ".join(change.flags), used, fits, layers, told.prompt if told else 0, told.answer if told else 0)
+        rows.append(row)
+    return rows
+
+
+def _report(plan: "Plan", model: str, others: "Sequence[Alternative]") -> dict[str, Any]:
     """What --json prints; all sizes in bytes."""
+    from ggrun.cli.picture import rooms_of
     from ggrun.plan.describe import token_bytes, unit_rows
     from ggrun.runtime.cpu.bandwidth import read_bandwidth
 
+    bandwidth = read_bandwidth(plan.shape.n_threads)
+    alone = all(segment.device == "CPU" for segment in plan.segments)
+    predicted = plan.prediction
     return {
         "model": model,
+        "fits": True,
         "n_ctx": plan.shape.n_ctx,
         "n_parallel": plan.shape.n_seqs,
         "n_ubatch": plan.shape.n_ubatch,
         "n_threads": plan.shape.n_threads,
+        "n_gpu_layers": plan.choice.n_gpu_layers if plan.choice else 0,
+        "n_cpu_moe": plan.choice.n_cpu_moe if plan.choice else 0,
         "load_mode": plan.load_mode,
         "available_bytes": plan.available_bytes,
         "total_bytes": plan.ledger.total(),
         "bytes_per_token": token_bytes(plan),
-        "read_bandwidth": (bandwidth := read_bandwidth(plan.shape.n_threads)),
-        "tokens_per_second_at_most": bandwidth / token_bytes(plan),
+        "read_bandwidth": bandwidth,
+        "tokens_per_second_at_most": bandwidth / token_bytes(plan) if alone or predicted is None else predicted.answer,
+        "prediction": asdict(predicted) if predicted else None,
+        "devices": [asdict(room) | {"used_bytes": plan.ledger.total(room.device)} for room in rooms_of(plan)],
         "ledger": [asdict(line) for line in plan.ledger.lines],
         "units": [asdict(row) for row in unit_rows(plan)],
+        "stages": [
+            {
+                "device": plan.segments[stage.segment].device,
+                "steps": [stage.first, stage.last],
+                "takes": [{"buffer": take.buffer, "from": plan.segments[take.source].device} for take in stage.takes],
+            }
+            for stage in plan.stages
+        ],
+        "what_if": [asdict(row) for row in others],
         "notes": list(plan.notes),
     }
 
 
-def _show(plan: "Plan", model: str) -> None:
+def _show(plan: "Plan", model: str, others: "Sequence[Alternative]") -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from ggrun.plan.describe import token_bytes, unit_rows
+    from ggrun.cli import picture
+    from ggrun.plan.describe import token_bytes
     from ggrun.plan.ledger import human
     from ggrun.runtime.cpu.bandwidth import read_bandwidth
 
@@ -63,24 +158,56 @@ def _show(plan: "Plan", model: str) -> None:
     shape = plan.shape
     title = f"{model}: {shape.n_ctx} tokens of context x {shape.n_seqs}, -ub {shape.n_ubatch}, {shape.n_threads} threads"
     console.print(title, soft_wrap=True, markup=False)
-    units = Table("unit", "device", "kernels")
-    for name in ("weights", "KV"):
-        units.add_column(name, justify="right", no_wrap=True)
-    for row in unit_rows(plan):
-        units.add_row(row.unit, row.device, ", ".join(row.kernels), human(row.weight_bytes), human(row.kv_bytes) if row.kv_bytes else "")
-    console.print(units)
-    ledger = Table("device", "purpose", "what", show_footer=True)
-    ledger.columns[0].footer = "total"
-    ledger.add_column("bytes", justify="right", no_wrap=True, footer=human(plan.ledger.total()))
-    for line in plan.ledger.lines:
-        ledger.add_row(line.device, line.purpose, line.what, human(line.n_bytes))
-    console.print(ledger)
-    per_token, bandwidth = token_bytes(plan), read_bandwidth(shape.n_threads)
-    console.print(f"{human(plan.available_bytes)} of memory is available", soft_wrap=True)
-    console.print(
-        f"one token reads {human(per_token)} of weights; at the {human(bandwidth)} a second that {shape.n_threads} threads read "
-        f"from memory just now, that is at most {bandwidth / per_token:.0f} tokens a second",
-        soft_wrap=True,
-    )
+    picture.show_bars(console, plan)
+    picture.show_units(console, plan)
+    picture.show_ledger(console, plan)
+    if others:
+        picture.show_alternatives(console, "what if", plan, others)
+    if all(segment.device == "CPU" for segment in plan.segments):
+        per_token, bandwidth = token_bytes(plan), read_bandwidth(shape.n_threads)
+        console.print(
+            f"one token reads {human(per_token)} of weights; at the {human(bandwidth)} a second that {shape.n_threads} threads read "
+            f"from memory just now, that is at most {bandwidth / per_token:.0f} tokens a second",
+            soft_wrap=True,
+        )
+    console.print(predicted(plan), soft_wrap=True)
     for note in plan.notes:
         console.print(note, soft_wrap=True, markup=False)
+
+
+def predicted(plan: "Plan") -> str:
+    """The prediction as a sentence that says what it rests on."""
+    from ggrun.cli.picture import speed
+
+    p = plan.prediction
+    if p is None:
+        return ""
+    rests = "measured speeds" if p.measured else "guessed speeds; `ggrun tune` measures this machine's"
+    return (
+        f"predicted: {speed(p.prompt)} tokens a second of a prompt, {speed(p.answer)} of an answer, {speed(p.answer_full)} when the "
+        f"context is full ({rests})"
+    )
+
+
+def _refused(error: "DoesNotFit", plan: "Plan", model: str, json_output: bool) -> None:
+    """What would not fit, as a picture, and the commands of the nearest plans; the error follows."""
+    from shlex import join
+
+    from rich.console import Console
+
+    from ggrun.cli import picture
+
+    commands = [join(["ggrun", "chat", *([] if model == "embedded" else [model]), *words]) for words in error.flags]
+    if json_output:
+        rooms = [asdict(room) | {"used_bytes": plan.ledger.total(room.device)} for room in picture.rooms_of(plan)]
+        lines = [asdict(line) for line in plan.ledger.lines]
+        report = {"model": model, "fits": False, "problem": error.problem, "nearest": commands, "devices": rooms, "ledger": lines}
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    console.print(f"{model} does not fit", style="bold red", soft_wrap=True, markup=False)
+    picture.show_bars(console, plan)
+    if commands:
+        console.print("these do:", style="bold")
+    for command in commands:
+        console.print(f"  {command}", soft_wrap=True, markup=False)

@@ -25,10 +25,17 @@ def align(n: int, to: int = ALIGN) -> int:
     return -(-n // to) * to
 
 
-def spans(program: Program, lowered: Lowered, n_rows: Mapping[str, int], reuse: bool = True) -> list[Span]:
+def spans(
+    program: Program,
+    lowered: Lowered,
+    n_rows: Mapping[str, int],
+    reuse: bool = True,
+    crossing: Mapping[str, tuple[int, int]] | None = None,
+) -> list[Span]:
     """Lifetimes of all buffers and work areas of a segment. n_rows: {"T": ..., "R": ...}.
 
     Inputs and outputs of the program live throughout, as do work areas no step names; with reuse=False (trace) everything does.
+    crossing: steps that a buffer lives through besides those that name it, the first and the last, as it comes from or goes to a device.
     """
     used: dict[str, list[int]] = {}
     for index, step in enumerate(lowered.steps):
@@ -43,19 +50,21 @@ def spans(program: Program, lowered: Lowered, n_rows: Mapping[str, int], reuse: 
         if name in used:
             whole = not reuse or buffer.role != "scratch"
             first, last = (0, end) if whole else (used[name][0], used[name][-1])
+            if crossing and name in crossing:
+                first, last = min(first, crossing[name][0]), max(last, crossing[name][1])
             result.append(Span(name, n_rows[buffer.rows] * buffer.row_bytes, first, last))
     return result
 
 
-def pack(items: Iterable[Span]) -> tuple[dict[str, int], int]:
-    """Offsets by name and the arena's size: largest first, each at the lowest offset free during its lifetime."""
+def pack(items: Iterable[Span], to: int = ALIGN) -> tuple[dict[str, int], int]:
+    """Offsets by name, multiples of `to`, and the arena's size: largest first, each at the lowest offset free during its lifetime."""
     placed: list[tuple[Span, int]] = []
     for span in sorted(items, key=lambda s: (-s.n_bytes, s.first, s.name)):
         offset = 0
         for other, start in sorted((p for p in placed if p[0].first <= span.last and span.first <= p[0].last), key=lambda p: p[1]):
-            if offset + align(span.n_bytes) <= start:
+            if offset + align(span.n_bytes, to) <= start:
                 break
-            offset = max(offset, start + align(other.n_bytes))
+            offset = max(offset, start + align(other.n_bytes, to))
         placed.append((span, offset))
-    size = max((start + align(span.n_bytes) for span, start in placed), default=0)
+    size = max((start + align(span.n_bytes, to) for span, start in placed), default=0)
     return {span.name: start for span, start in placed}, size

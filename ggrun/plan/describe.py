@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ggrun.plan.device import Segment
+from ggrun.plan.placement import ranges
 from ggrun.plan.planner import Plan
 
 _INDEX = re.compile(r"^layer\.(\d+)\.(.+)$")
@@ -34,7 +34,7 @@ def unit_rows(plan: Plan) -> list[UnitRow]:
             rows.setdefault((kind, row.device), []).append((index, row))
     return [
         UnitRow(
-            kind.format(_ranges(i for i, _ in group)),
+            kind.format(ranges([i for i, _ in group])),
             device,
             tuple(dict.fromkeys(kernel for _, row in group for kernel in row.kernels)),
             sum(row.weight_bytes for _, row in group),
@@ -65,14 +65,3 @@ def _row(plan: Plan, segment: Segment, unit: str) -> UnitRow:
     kv = sum(plan.shape.n_kv_blocks * segment.kv[s.name].block_bytes for s in plan.program.states.values() if s.unit == unit)
     kernels = tuple(dict.fromkeys(s.kernel for s in steps))
     return UnitRow(unit, segment.device, kernels, sum(plan.program.weights[n].n_bytes for n in weights), kv)
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """0,1,2,5 -> "0-2,5"."""
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and runs[-1][-1] == n - 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)

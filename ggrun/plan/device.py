@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ggrun.errors import GgrunError
 from ggrun.program.params import Params
@@ -63,8 +63,22 @@ class Device(Protocol):
         """What the ledger and `ggrun plan` call it, e.g. "CPU"."""
         ...
 
+    @property
+    def kind(self) -> Literal["cpu", "cuda"]:
+        """ "cpu" reads weights where the file is mapped; to a "cuda" device they are uploaded."""
+        ...
+
+    @property
+    def alignment(self) -> int:
+        """Bytes; every buffer, weight and KV arena on the device starts at a multiple."""
+        ...
+
     def lower(self, program: Program, units: Sequence[str], shape: Shape) -> Lowered:
-        """Fuse and choose kernels for the units; raises MissingKernels for all that is missing at once."""
+        """Fuse and choose kernels for the units, in the program's order; raises MissingKernels for all that is missing at once.
+
+        A buffer that an op of any other unit reads is written under the program's name, and one that another unit wrote is read so:
+        it may cross to another device. A step's unit is its first op's, and its ops are of units that follow one another.
+        """
         ...
 
     def thread_bytes(self, lowered: Lowered, program: Program, shape: Shape) -> int:
@@ -76,8 +90,26 @@ class Device(Protocol):
         ...
 
     def process_bytes(self, n_vocab: int) -> int:
-        """Private memory that the process takes beside the arenas with a vocabulary of n_vocab tokens, measured."""
+        """Memory taken beside the arenas with a vocabulary of n_vocab tokens, measured: the process's own, or the driver's on the GPU."""
         ...
+
+    def host_bytes(self, lowered: Lowered, program: Program, shape: Shape, crossing_bytes: int) -> Mapping[str, int]:
+        """Host memory that its executor pins beside the arenas: what it is for -> bytes. The CPU pins nothing.
+
+        crossing_bytes: the most that crosses to or from the device before one stage.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A device and its memory: all of it, and what is free now. gpu: the card's own name."""
+
+    device: Device
+    total_bytes: int
+    free_bytes: int
+    gpu: str = ""
+    compute_capability: int = 0  # 86 is 8.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +137,7 @@ class Segment:
     """All that one device runs, in program order: its units, steps, and the byte offset of every buffer and work area in its scratch arena.
 
     weights: offsets of the tensors that are uploaded to the device's weight arena of weight_bytes; empty where they stay in the file.
+    host: what Device.host_bytes asked for.
     """
 
     device: str
@@ -118,6 +151,7 @@ class Segment:
     copy: WeightCopy | None = None
     weights: Mapping[str, int] = field(default_factory=dict)
     weight_bytes: int = 0
+    host: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,15 @@ Order: place, lower (fuse and choose kernels), lay out at T = n_ubatch and R = n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ggrun.errors import GgrunError
 from ggrun.plan.arena import align, pack, spans
-from ggrun.plan.device import KV_BLOCK_TOKENS, Device, KvPlace, Segment, Shape, WeightCopy
+from ggrun.plan.cost import Prediction
+from ggrun.plan.device import KV_BLOCK_TOKENS, Device, KvPlace, Segment, Shape, Stage, WeightCopy
 from ggrun.plan.ledger import Ledger, Line, human
+from ggrun.plan.placement import Choice
 from ggrun.program.program import Program
 
 DEFAULT_CTX_LIMIT = 32768  # -c 0 never asks for more than this
@@ -19,11 +21,16 @@ CTX_STEP = 256  # contexts found by search are multiples of this
 
 
 class DoesNotFit(GgrunError):
-    """The plan needs more memory than there is; `problem` has the numbers, the message also the nearest plan that fits."""
+    """The plan needs more memory than there is; `problem` has the numbers, the message also the nearest plan that fits.
 
-    def __init__(self, problem: str, nearest: str = "") -> None:
+    flags: the nearest plans as words of the command line; plan: what was refused.
+    """
+
+    def __init__(self, problem: str, nearest: str = "", flags: Sequence[Sequence[str]] = (), plan: Plan | None = None) -> None:
         super().__init__(f"{problem}; {nearest}" if nearest else problem)
         self.problem = problem
+        self.flags = tuple(tuple(words) for words in flags)
+        self.plan = plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +49,20 @@ class Request:
     reuse: bool = True  # False: every buffer keeps its own bytes, for trace
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The memory of a device of a plan: all of it, what the plan may take, and what it leaves free when something is chosen."""
+
+    device: str
+    what: str  # in words, e.g. a card's name
+    total_bytes: int
+    limit_bytes: int
+    margin_bytes: int = 0
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Where everything runs and what it takes. `n_ctx` of the shape is per sequence."""
+    """Where everything runs and what it takes; the stages are the order in which segments run. `n_ctx` of the shape is per sequence."""
 
     program: Program
     shape: Shape
@@ -53,6 +71,11 @@ class Plan:
     available_bytes: int
     load_mode: str
     notes: tuple[str, ...]
+    stages: tuple[Stage, ...] = ()
+    rooms: tuple[Room, ...] = ()  # of every device that could be used
+    where: Mapping[str, str] = field(default_factory=dict)  # unit -> device; of a plan on the CPU alone none
+    choice: Choice | None = None
+    prediction: Prediction | None = None
 
 
 def make_plan(
@@ -73,7 +96,7 @@ def make_plan(
             "--load-mode mmap runs them from the disk, slowly, or take a smaller quantization"
         )
     if weights > available:  # pages come and go; only the rest must stay resident
-        budget, weights_note = available, _paging_note(weights, available)
+        budget, weights_note = available, paging_note(weights, available)
     else:
         budget, weights_note = available - weights, ""
     notes = [weights_note] if weights_note else []
@@ -93,6 +116,8 @@ def make_plan(
                 f"a context of {request.n_ctx} tokens takes {human(need(plan) + weights)} in all, of which weights {human(weights)}, "
                 f"KV {human(plan.ledger.total(purpose='kv'))}; {human(available)} is available",
                 nearest,
+                [("-c", str(best))] if best else [],
+                plan,
             )
         return plan
     wanted = min(n_ctx_train, DEFAULT_CTX_LIMIT) * request.n_seqs
@@ -112,7 +137,7 @@ def make_plan(
     return build(best)
 
 
-def _paging_note(weights: int, available: int) -> str:
+def paging_note(weights: int, available: int) -> str:
     return (
         f"the weights ({human(weights)}) do not fit the {human(available)} of available memory: every token reads at least "
         f"{human(weights - available)} from the disk again; at 2 GiB/s that is {(weights - available) / (2 << 30):.1f} s a token"
@@ -138,10 +163,8 @@ def _lay_out(
     notes: tuple[str, ...],
 ) -> Plan:
     """The plan of one context size; memory is not judged here."""
-    per_seq = max(1, n_ctx // request.n_seqs)
-    blocks = 1 + request.n_seqs * -(-per_seq // KV_BLOCK_TOKENS)
-    n_logits = min(request.n_logits or request.n_seqs, request.n_ubatch)
-    shape = Shape(per_seq, request.n_seqs, request.n_ubatch, n_logits, request.n_threads, blocks, request.type_k, request.type_v)
+    shape = shape_of(request, n_ctx)
+    blocks = shape.n_kv_blocks
     lowered = device.lower(program, program.units, shape)
     offsets, scratch = pack(spans(program, lowered, {"T": shape.n_ubatch, "R": shape.n_logits}, request.reuse))
     thread = align(device.thread_bytes(lowered, program, shape))
@@ -150,9 +173,8 @@ def _lay_out(
     for state in program.states.values():
         kv[state.name] = KvPlace(kv_bytes, device.kv_block_bytes(state, shape))
         kv_bytes = align(kv_bytes + blocks * kv[state.name].block_bytes)
-    kinds = shape.type_k if shape.type_k == shape.type_v else f"keys {shape.type_k}, values {shape.type_v}"
     lines = [
-        Line(device.name, "kv", f"KV cache, {shape.n_ctx} tokens x {shape.n_seqs} sequences, {kinds}", kv_bytes),
+        Line(device.name, "kv", kv_words(shape), kv_bytes),
         Line(device.name, "scratch", f"activations of {shape.n_ubatch} tokens", scratch),
         Line(device.name, "scratch", f"private scratch of {shape.n_threads} threads", thread * shape.n_threads),
         Line(device.name, "process", "Python, kernels, vocabulary (measured)", device.process_bytes(program.n_vocab)),
@@ -160,23 +182,38 @@ def _lay_out(
     weights = [Line(device.name, "weights", what, n) for what, n in weights_bytes.items()]
     copy = None
     if request.copy_weights:
-        copy = _weight_copy(program, available)
-        copied = _copy_lines(program, copy, weights)
+        copy = weight_copy(program, available)
+        copied = copy_lines(program, copy, weights)
         if sum(line.n_bytes for line in copied + lines) <= available - available // 4:
             weights = copied
         else:
             copy = None
-            notes += (_NO_COPY.format(human(available)),)
+            notes += (NO_COPY.format(human(available)),)
     segment = Segment(device.name, program.units, lowered, offsets, scratch, thread, kv, kv_bytes, copy)
-    return Plan(program, shape, (segment,), Ledger((*weights, *lines)), available, request.load_mode, notes)
+    stages = (Stage(0, 0, len(lowered.steps)),)
+    return Plan(program, shape, (segment,), Ledger((*weights, *lines)), available, request.load_mode, notes, stages)
 
 
-_NO_COPY = "the weights stay on the file's pages: their copy on huge pages would not leave a quarter of the {} available free"
+def shape_of(request: Request, n_ctx: int) -> Shape:
+    """The sizes for n_ctx tokens of all sequences together."""
+    per_seq = max(1, n_ctx // request.n_seqs)
+    blocks = 1 + request.n_seqs * -(-per_seq // KV_BLOCK_TOKENS)
+    n_logits = min(request.n_logits or request.n_seqs, request.n_ubatch)
+    return Shape(per_seq, request.n_seqs, request.n_ubatch, n_logits, request.n_threads, blocks, request.type_k, request.type_v)
 
 
-def _weight_copy(program: Program, available: int) -> WeightCopy:
-    """All matrices one after the other; what is looked up row by row, and small vectors, are not worth it."""
-    matrices = dict.fromkeys(op.weights[0] for op in program.ops if op.kind in ("linear", "expert_linear"))
+def kv_words(shape: Shape) -> str:
+    kinds = shape.type_k if shape.type_k == shape.type_v else f"keys {shape.type_k}, values {shape.type_v}"
+    return f"KV cache, {shape.n_ctx} tokens x {shape.n_seqs} sequences, {kinds}"
+
+
+NO_COPY = "the weights stay on the file's pages: their copy on huge pages would not leave a quarter of the {} available free"
+
+
+def weight_copy(program: Program, available: int, units: Container[str] | None = None) -> WeightCopy:
+    """All matrices of the units (None: of all) one after the other; what is looked up row by row, and small vectors, are not worth it."""
+    wanted = (op for op in program.ops if units is None or op.unit in units)
+    matrices = dict.fromkeys(op.weights[0] for op in wanted if op.kind in ("linear", "expert_linear"))
     offsets: dict[str, int] = {}
     end = 0
     for name in matrices:
@@ -185,7 +222,7 @@ def _weight_copy(program: Program, available: int) -> WeightCopy:
     return WeightCopy(offsets, end, available // 8)
 
 
-def _copy_lines(program: Program, copy: WeightCopy, weights: list[Line]) -> list[Line]:
+def copy_lines(program: Program, copy: WeightCopy, weights: list[Line]) -> list[Line]:
     """The weights' lines when the matrices of the first, the mapped ones, move to a copy."""
     mapped, *others = weights
     rest = mapped.n_bytes - sum(program.weights[name].n_bytes for name in copy.offsets)

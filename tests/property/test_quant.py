@@ -15,7 +15,6 @@ EACH_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda fmt: f
 BLOCK_FORMATS = [fmt for fmt in FORMATS.values() if fmt.block_elements > 1]
 
 
-
 @st.composite
 def rows(draw, least_spread=0.1):
     """float32[2, 256]: noise, with some elements cleared and some replaced by what the framework likes to try."""

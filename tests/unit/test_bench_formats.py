@@ -54,7 +54,7 @@ def test_every_setting_but_threads_has_a_column() -> None:
 
     from ggrun.bench.matrix import Settings
 
-    assert {field.name for field in fields(Settings)} - {c.heading for c in COLUMNS} == {"n_threads"}
+    assert {field.name for field in fields(Settings)} - {c.heading for c in COLUMNS} == {"n_threads", "n_gpu_layers"}
 
 
 def test_csv() -> None:

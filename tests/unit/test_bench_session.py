@@ -124,7 +124,9 @@ def test_cases_that_fit_only_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
     def plan(path: None, options: Options) -> SimpleNamespace:
         if options.n_ctx > 5000:
             raise DoesNotFit("too much")
-        return SimpleNamespace(file=SimpleNamespace(close=lambda: closed.append(1)), n_threads=2)
+        return SimpleNamespace(
+            file=SimpleNamespace(close=lambda: closed.append(1)), n_threads=2, plan=SimpleNamespace(segments=(), rooms=(), choice=None)
+        )
 
     monkeypatch.setattr("ggrun.bench.session.plan_model", plan)
     long, wide = Case(0, 1, 4000), Case(0, 8, 0, 16)

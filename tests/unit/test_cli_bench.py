@@ -79,7 +79,7 @@ def test_more_threads_than_cores_are_not_counted(asked: list) -> None:
 
 @pytest.mark.parametrize(("layers", "told"), [("auto", 0), ("0", 0), ("99", 1), ("all", 1)])
 def test_layers_for_a_gpu_are_answered_once(asked: list, layers: str, told: int, capsys: pytest.CaptureFixture[str]) -> None:
-    jobs_of([str(EMBEDDED)], BenchOptions(n_gpu_layers=layers, n_threads=["1,2"], n_cpu_moe=["0,4"], **SMALL), Screen())
+    jobs_of([str(EMBEDDED)], BenchOptions(n_gpu_layers=[layers], n_threads=["1,2"], n_cpu_moe=["0,4"], **SMALL), Screen())
     assert capsys.readouterr().err.count("no CUDA device") == told
 
 

@@ -8,18 +8,21 @@ import pytest
 import ggrun
 from ggrun.cli.app import app, main
 from ggrun.cli.options import EngineOptions, PromptOptions, SamplingOptions
+from ggrun.plan.pins import Pins
 from tests.unit.fake_engine import FakeEngine
 
 FLAGS = """
     -m --model -c --ctx-size -n --predict --n-predict --keep -b --batch-size -ub --ubatch-size -t --threads -tb --threads-batch
     -ngl --gpu-layers --n-gpu-layers -fa --flash-attn -ctk --cache-type-k -ctv --cache-type-v -np --parallel
+    -ot --override-tensor -cmoe --cpu-moe -ncmoe --n-cpu-moe -ncffn --n-cpu-ffn -nkvo --no-kv-offload -kvo --kv-offload -dev --device
+    -ts --tensor-split -sm --split-mode -mg --main-gpu --vram-budget --ram-budget -fit --fit -fitt --fit-target -fitc --fit-ctx
     -lm --load-mode --mlock --no-mmap
     -s --seed --temp --temperature --top-k --top-p --min-p --typical --top-n-sigma --xtc-probability --xtc-threshold
     --repeat-penalty --repeat-last-n --presence-penalty --frequency-penalty --dry-multiplier --dry-base --dry-allowed-length
     --dry-penalty-last-n --dry-sequence-breaker --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent
     --samplers --sampling-seq --sampler-seq -l --logit-bias --ignore-eos
     -p --prompt -f --file -sys --system-prompt -sysf --system-prompt-file -r --reverse-prompt -e --escape --no-escape
-    --chat-template --chat-template-file --on-overflow
+    --chat-template --chat-template-file --on-overflow --list-devices
 """.split()
 ONLY = {
     "chat": "--json -st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",
@@ -92,6 +95,7 @@ def test_defaults(engine: type[FakeEngine]) -> None:
         "load_mode": "auto",
         "type_k": "f16",
         "type_v": "f16",
+        "placement": Pins(),
         "chat_template": None,
     }
     sampling = submitted["sampling"]
@@ -196,3 +200,49 @@ def test_load_modes(arguments: list[str], mode: str, engine: type[FakeEngine]) -
 def test_layers_for_a_gpu_are_answered_once(layers: str, times: int, engine: type[FakeEngine], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("-ngl", layers) == 0
     assert capsys.readouterr().err.count("no CUDA device") == times
+
+
+def test_placement_arrives(engine: type[FakeEngine], monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "-ngl 20 -ot ffn_.*_exps=CPU -ot blk.0.=CUDA1 -ncmoe 4 -ncffn 2 -nkvo -dev CUDA1,CUDA0 -ts 3,1 -sm none -mg 1 --vram-budget 6GiB"
+    line += " --ram-budget 16G -fit off -fitt 512,100 -fitc 8192"
+    assert run(*line.split()) == 0
+    assert engine.opened["placement"] == Pins(
+        n_gpu_layers=20,
+        overrides=(("ffn_.*_exps", "CPU"), ("blk.0.", "CUDA1")),
+        n_cpu_moe=4,
+        n_cpu_ffn=2,
+        kv_offload=False,
+        split=(3.0, 1.0),
+        devices=("CUDA1", "CUDA0"),
+        main_gpu=1,
+        split_mode="none",
+        vram_budget=(6 << 30,),
+        ram_budget=16 << 30,
+        fit=False,
+        fit_target=(512 << 20, 100 << 20),
+        fit_ctx=8192,
+    )
+    for name, value in {
+        "N_GPU_LAYERS": "7",
+        "CPU_MOE": "1",
+        "KV_OFFLOAD": "0",
+        "FIT_TARGET": "99",
+        "OVERRIDE_TENSOR": "a=CPU,b=CPU",
+    }.items():
+        monkeypatch.setenv(f"LLAMA_ARG_{name}", value)
+    assert run("-fit", "on") == 0
+    assert engine.opened["placement"] == Pins(
+        n_gpu_layers=7, overrides=(("a", "CPU"), ("b", "CPU")), n_cpu_moe=1 << 20, kv_offload=False, fit_target=(99 << 20,)
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["-ngl x", "-ot a", "-ts x", "-sm row", "--vram-budget 6", "-fit so", "-cmoe -ncmoe 2", "-dev GPU7", "-dev CUDA0"]
+)
+def test_wrong_placement_is_one_sentence(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", *line.split()])
+    err = capsys.readouterr().err.removeprefix("using the embedded model; name a GGUF file to use another\n")
+    assert stopped.value.code == 1
+    assert err.startswith("error: -")
+    assert err.count("\n") == 1

@@ -79,9 +79,10 @@ def test_search_beats_the_plain_scale_on_every_distribution(name):
     step = (np.maximum(rows.max(1, keepdims=True), 0) - np.minimum(rows.min(1, keepdims=True), 0)) / plain
     naive = np.rint(rows / np.maximum(step, 1e-30)) * step - rows
     ours = (dequantize(fmt, quantize(fmt, x)) - x).reshape(-1, 16)
-    assert np.square(ours / np.abs(x).max(1, keepdims=True).repeat(32, 0)).sum() < 2.5 * np.square(
-        naive / np.abs(x).max(1, keepdims=True).repeat(32, 0)
-    ).sum()
+    assert (
+        np.square(ours / np.abs(x).max(1, keepdims=True).repeat(32, 0)).sum()
+        < 2.5 * np.square(naive / np.abs(x).max(1, keepdims=True).repeat(32, 0)).sum()
+    )
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda fmt: fmt.name)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from ggrun.runtime.kept import cache_base
 from quant import objects
 from quant.processor import processor
 
@@ -44,12 +45,7 @@ class Cache:
 @functools.cache
 def use() -> Cache:
     """Keep this process's kernels in its folder; once, before the first is asked for."""
-    base = os.environ.get("GGRUN_CACHE_DIR")
-    if base is None:
-        from platformdirs import user_cache_path
-
-        base = str(user_cache_path("ggrun"))
-    kernels = Path(base) / "kernels"
+    kernels = cache_base() / "kernels"
     folder, note = kernels / _key(), ""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ batch and shared by all layers. A step's kernel name is its kernel, a dot, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from ggrun.errors import GgrunError
 from ggrun.plan.device import Lowered, Shape, Step, missing
@@ -27,6 +28,8 @@ class CpuDevice:
     """Implements plan.Device. tier: a tier of quant.cpu's kernels, or None for the best this processor runs, found when loading."""
 
     name = "CPU"
+    kind: Literal["cpu", "cuda"] = "cpu"
+    alignment = sizes.LINE
 
     def __init__(self, tier: str | None = None) -> None:
         self.tier = tier
@@ -82,6 +85,10 @@ class CpuDevice:
     def process_bytes(self, n_vocab: int) -> int:
         """Enough for a first start; later ones take 90 MiB less."""
         return PROCESS_BYTES + VOCABULARY_BYTES * n_vocab
+
+    def host_bytes(self, lowered: Lowered, program: Program, shape: Shape, crossing_bytes: int) -> Mapping[str, int]:
+        """Its own memory is the host's."""
+        return {}
 
 
 class _Lowering:

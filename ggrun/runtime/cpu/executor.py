@@ -41,6 +41,8 @@ class CpuExecutor:
     not fit is refused before a weight is read. Raises GgrunError when the memory cannot be had.
     """
 
+    in_host_memory = True
+
     def __init__(
         self,
         program: Program,
@@ -177,6 +179,9 @@ class CpuExecutor:
 
     def abort(self) -> None:
         self._team.abort()
+
+    def resume(self) -> None:
+        self._team.set(abort=0)
 
     def copy_block(self, source: int, target: int) -> None:
         assert self._memory is not None, "copy_block after close"

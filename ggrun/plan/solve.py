@@ -1,0 +1,243 @@
+"""Solves for what the user did not pin: layers on GPUs, experts on the CPU, the context; for speed, and within every device's memory.
+
+Candidates come in families, each ordered from the least to the most on GPUs, so that the last one that fits is found by halving. Each is
+laid out to the byte before it is believed; which family wins is `cost`'s to say. What is pinned is never changed: it fits or is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ggrun.errors import GgrunError
+from ggrun.plan.arena import pack, spans
+from ggrun.plan.cost import Cost
+from ggrun.plan.device import Place
+from ggrun.plan.machine import Machine
+from ggrun.plan.pins import ALL, Pins
+from ggrun.plan.placement import Choice, has_experts, override_notes, parts_of, place, summary
+from ggrun.plan.planner import CTX_STEP, DEFAULT_CTX_LIMIT, Plan, Request, Room, paging_note, shape_of
+from ggrun.plan.rooms import limited, rooms_of, usable
+from ggrun.plan.segments import lay_out
+from ggrun.program.program import Program
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be planned, and where. places: the CPU first. file_weights: see `segments.lay_out`."""
+
+    program: Program
+    places: tuple[Place, ...]
+    pins: Pins
+    request: Request
+    n_ctx_train: int
+    file_weights: tuple[str, int]
+    machine: Machine
+
+
+def solve(task: Task) -> Plan:
+    """The fastest plan that fits. Raises DoesNotFit with the numbers and the nearest plans, GgrunError for pins that cannot be met."""
+    from ggrun.plan.refuse import refusal
+
+    if task.request.n_ctx < 0:
+        raise GgrunError(f"a context of {task.request.n_ctx} tokens makes no sense; -c takes a positive number, or 0 to choose")
+    solver = Solver(task)
+    plan = solver.solve()
+    if plan is None:
+        raise refusal(task, solver.nearest_miss())
+    return plan
+
+
+class Solver:
+    """The search for one task. Layouts are remembered: a search looks at some of them twice."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        pins, program = task.pins, task.program
+        places = usable(task.places, pins)
+        self.rooms = rooms_of(places, pins)
+        self._places = limited(places, self.rooms)
+        self.gpus = tuple(p.device.name for p in self._places[1:])
+        self.parts = parts_of(program)
+        self.cost = Cost(program, self._places, task.machine, task.request.type_k, task.request.type_v, task.request.n_ubatch)
+        self._notes = override_notes(program, pins)
+        self._built: dict[object, Plan] = {}
+        self._shares = self._free_shares() if len(self.gpus) > 1 and not pins.split else pins.split
+        wanted = min(task.n_ctx_train, DEFAULT_CTX_LIMIT) * task.request.n_seqs
+        self.wanted = task.request.n_ctx or wanted
+        self.least = task.request.n_ctx or min(wanted, max(CTX_STEP, pins.fit_ctx) * task.request.n_seqs)
+
+    def solve(self) -> Plan | None:
+        if not self.task.pins.fit:
+            return self._told(self._best(self.wanted, self._families(fixed=True), margins=False))
+        families = self._families()
+        plan = self._best(self.wanted, families, margins=True)
+        if self.task.request.n_ctx:
+            return self._told(plan or self._best(self.wanted, families, margins=False))
+        if plan and (self.task.pins.n_gpu_layers is not None or self._is_all(plan)):
+            return self._told(plan)
+        for margins in (True, False):
+            smallest = self._best(self.least, families, margins)
+            if smallest:
+                return self._told(self._widened(smallest, margins))
+        return None
+
+    def nearest_miss(self) -> Plan:
+        """What is shown when nothing fits: the least context with as much on the GPUs as was asked for, or with nothing there."""
+        pins = self.task.pins
+        n = pins.n_gpu_layers if pins.n_gpu_layers is not None else 0 if pins.fit else ALL
+        return self.build(self.choice_of(n, pins.n_cpu_moe or 0), self.least if pins.fit else self.wanted)
+
+    def build(self, choice: Choice, n_ctx: int) -> Plan:
+        """The layout of one candidate, to the byte."""
+        key = (choice.n_gpu_layers, choice.n_cpu_moe, choice.embed, choice.gpus, n_ctx)
+        if key not in self._built:
+            choice = (
+                replace(choice, weights=self._unit_bytes(choice, n_ctx)) if len(choice.gpus) > 1 and not self.task.pins.split else choice
+            )
+            t = self.task
+            where = place(t.program, t.pins, choice)
+            plan = lay_out(t.program, self._places, where, t.request, n_ctx, t.file_weights, self.rooms)
+            prediction = self.cost.predict(where, plan.shape.n_ctx)
+            self._built[key] = replace(plan, choice=choice, where=where, prediction=prediction)
+        return self._built[key]
+
+    def fits(self, plan: Plan, margins: bool, rooms: Sequence[Room] | None = None) -> bool:
+        return not any(self.excess(plan, room, margins) > 0 for room in (self.rooms if rooms is None else rooms))
+
+    def excess(self, plan: Plan, room: Room, margins: bool) -> int:
+        """Bytes a plan needs beyond a room; of weights that may be read again from the disk, none are needed."""
+        need = plan.ledger.total(room.device)
+        weights = plan.ledger.total(room.device, "weights")
+        cpu = room.device == self._places[0].device.name
+        if cpu and self.task.request.load_mode == "mmap" and weights > room.limit_bytes:
+            need -= weights
+        margin = room.margin_bytes if margins and (not cpu or not self.task.request.n_ctx) else 0
+        return need - (room.limit_bytes - margin)
+
+    def choice_of(self, n: int, n_cpu_moe: int = 0, embed: bool = False, gpus: tuple[str, ...] | None = None) -> Choice:
+        """The candidate of so many layers, on these GPUs (None: on all)."""
+        gpus = self.gpus if gpus is None else gpus
+        shares = self._shares if gpus == self.gpus else ()
+        shares += (0.0,) * (len(gpus) - len(shares)) if shares else ()
+        return Choice(min(n, self.parts.most), min(n_cpu_moe, len(self.parts.layers)), embed, gpus, shares)
+
+    def _families(self, fixed: bool = False) -> list[list[Choice]]:
+        """Lists of candidates, each with more on GPUs than the one before it. fixed: what is not pinned takes its plain default."""
+        pins, most, layers = self.task.pins, self.parts.most, len(self.parts.layers)
+        if not self.gpus:
+            return [[self.choice_of(0)]]
+        n, experts = pins.n_gpu_layers, pins.n_cpu_moe
+        if fixed:
+            n, experts = ALL if n is None else n, experts or 0
+        if not has_experts(self.task.program):
+            experts = 0
+        subsets = [self.gpus] if pins.split or pins.devices or len(self.gpus) == 1 else [self.gpus, *((gpu,) for gpu in self.gpus)]
+        families = []
+        for gpus in subsets:
+            counts = range(most + 1) if n is None else [min(n, most)]
+            moe = [0] if experts is None else [min(experts, layers)]
+            if experts is None and (n is None or n > 0):
+                top = most if n is None else min(n, most)
+                lines = [(k, layers) for k in counts if k < top] + [(top, m) for m in range(layers, -1, -1)]
+                families.append(self._embedded(lines, gpus))
+            if n is None or experts is not None:
+                families.append(self._embedded([(k, m) for k in counts for m in moe], gpus))
+        return families
+
+    def _embedded(self, lines: Sequence[tuple[int, int]], gpus: tuple[str, ...]) -> list[Choice]:
+        """The candidates, and after the last the same with the embedding's lookup, where all else is on GPUs."""
+        family = [self.choice_of(n, moe, False, gpus) for n, moe in lines]
+        whole = replace(family[-1], embed=True)
+        where = place(self.task.program, self.task.pins, whole)
+        return [*family, whole] if whole.n_gpu_layers == self.parts.most and "CPU" not in where.values() else family
+
+    def _best(self, n_ctx: int, families: Sequence[Sequence[Choice]], margins: bool) -> Plan | None:
+        """The fastest of the families' candidates that fit."""
+        found: list[Plan] = []
+        for family in families:
+            index = _last(len(family), lambda i, f=family: self.fits(self.build(f[i], n_ctx), margins, self.rooms[1:]))  # type: ignore[misc]
+            if index < 0:
+                continue
+            fitting = [self.build(family[index], n_ctx)]
+            where = [(self.cost.predict(place(self.task.program, self.task.pins, c), n_ctx).seconds, c) for c in family[:index]]
+            faster = sorted((pair for pair in where if pair[0] < _seconds(fitting[0])), key=lambda pair: pair[0])
+            fitting = [*(self.build(choice, n_ctx) for _, choice in faster[:3]), *fitting]
+            found += [plan for plan in fitting if self.fits(plan, margins)][:1]
+        return min(found, key=_seconds, default=None)
+
+    def _widened(self, plan: Plan, margins: bool) -> Plan:
+        """The same placement with the largest context that fits."""
+        assert plan.choice is not None
+        choice, first = plan.choice, self.least // CTX_STEP
+        n = _last(self.wanted // CTX_STEP - first, lambda i: self.fits(self.build(choice, (first + 1 + i) * CTX_STEP), margins))
+        return self.build(choice, (first + 1 + n) * CTX_STEP) if n >= 0 else plan
+
+    def _is_all(self, plan: Plan) -> bool:
+        return plan.choice is not None and plan.choice.n_gpu_layers == self.parts.most and not plan.choice.n_cpu_moe
+
+    def _told(self, plan: Plan | None) -> Plan | None:
+        """The plan with its notes: what runs where, and what was chosen."""
+        if plan is None or plan.choice is None:
+            return plan
+        t, choice, notes = self.task, plan.choice, list(plan.notes)
+        chosen = "" if t.pins.n_gpu_layers is not None else " (-ngl sets it)"
+        if self.gpus:
+            notes.append(f"-ngl {choice.n_gpu_layers} of {self.parts.most}: {summary(t.program, plan.where)}{chosen}")
+        if choice.n_cpu_moe and t.pins.n_cpu_moe is None:
+            notes.append(f"-ncmoe {choice.n_cpu_moe}: the experts of so many layers stay on the CPU, what does not fit the GPU")
+        notes += self._notes
+        if not t.request.n_ctx:
+            per_seq, trained = plan.shape.n_ctx, t.n_ctx_train
+            if per_seq == min(trained, DEFAULT_CTX_LIMIT):
+                why = "the trained context" if trained == per_seq else f"of {trained} trained"
+                notes.append(f"context: {per_seq} tokens ({why}; -c sets it)")
+            else:
+                why = "so that more layers fit the GPU" if t.pins.n_gpu_layers is None and self.gpus else "what fits"
+                notes.append(f"context: {per_seq} tokens of {trained} trained, {why} (-c sets it)")
+        weights, room = plan.ledger.total("CPU", "weights"), self.rooms[0]
+        if t.request.load_mode == "mmap" and weights > room.limit_bytes:
+            notes.append(paging_note(weights, room.limit_bytes))
+        return replace(plan, notes=tuple(dict.fromkeys(notes)))
+
+    def _unit_bytes(self, choice: Choice, n_ctx: int) -> dict[str, float]:
+        """Weights and KV of the units that the choice puts on GPUs: by these, layers are dealt to GPUs of different sizes."""
+        program, device = self.task.program, self._places[1].device
+        shape = shape_of(self.task.request, n_ctx)
+        sizes: dict[str, float] = dict.fromkeys(program.units, 0.0)
+        for op in program.ops:
+            sizes[op.unit] += sum(program.weights[name].n_bytes for name in op.weights)
+        for state in program.states.values():
+            sizes[state.unit] += shape.n_kv_blocks * device.kv_block_bytes(state, shape)
+        where = place(program, self.task.pins, replace(choice, gpus=choice.gpus[:1]))
+        return {unit: size for unit, size in sizes.items() if where[unit] != "CPU"}
+
+    def _free_shares(self) -> tuple[float, ...]:
+        """What each GPU has for weights and KV: its room without the driver's share and scratch."""
+        program = self.task.program
+        shape = shape_of(self.task.request, CTX_STEP)
+        shares = []
+        for p, room in zip(self._places[1:], self.rooms[1:]):
+            lowered = p.device.lower(program, program.units, shape)
+            scratch = pack(spans(program, lowered, {"T": shape.n_ubatch, "R": shape.n_logits}), p.device.alignment)[1]
+            taken = scratch + p.device.process_bytes(program.n_vocab) + room.margin_bytes
+            shares.append(float(max(1, room.limit_bytes - taken)))
+        return tuple(shares)
+
+
+def _seconds(plan: Plan) -> float:
+    assert plan.prediction is not None
+    return plan.prediction.seconds
+
+
+def _last(n: int, fits: Callable[[int], bool]) -> int:
+    """The last of 0..n-1 that fits when all before it do; -1: none. Tries the last one first: it often does."""
+    if n <= 0:
+        return -1
+    if fits(n - 1):
+        return n - 1
+    low, high = -1, n - 2
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

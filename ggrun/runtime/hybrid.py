@@ -1,0 +1,118 @@
+"""Runs a plan whose segments lie on several devices: stage after stage, moving to each what it takes from the others.
+
+What crosses a cut is copied once: a GPU copies to and from the CPU's own buffers. Copies to a GPU are only queued; who owns the memory
+they read waits for them before it is used again. Knows no device: executors of segments do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggrun.plan.device import Stage, Take
+from ggrun.program.program import Program
+from ggrun.runtime.executor import Batch, Cancelled, SegmentExecutor
+
+
+class HybridExecutor:
+    """Implements runtime.Executor over the executors of a plan's segments, which it owns.
+
+    stages: the order of the plan. The last one writes the logits.
+    """
+
+    def __init__(self, program: Program, stages: Sequence[Stage], executors: Sequence[SegmentExecutor]) -> None:
+        self._program = program
+        self._stages = tuple(stages)
+        self._executors = list(executors)
+        self._output = next(b.name for b in program.buffers.values() if b.role == "output")
+        self._readers: list[set[int]] = [set() for _ in executors]  # who may still be copying from an executor's memory
+        self._abort = False
+        self._running: SegmentExecutor | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        return [note for executor in self._executors for note in executor.notes]
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all devices together."""
+        return sum(executor.allocated_bytes for executor in self._executors)
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits float32 [R, n_vocab], valid until the next run. Raises Cancelled after abort."""
+        try:
+            for executor in self._executors:
+                executor.start(batch)
+            for stage in self._stages:
+                self._run_stage(stage, batch)
+            last = self._executors[self._stages[-1].segment]
+            logits = last.rows(self._output, len(batch.out_rows))
+            for index, executor in enumerate(self._executors):
+                if executor is not last:
+                    self._release(index)
+                    executor.fence()
+            return logits.view(np.float32)
+        except Cancelled:
+            self._settle_abort()
+            raise
+        finally:
+            self._running = None
+
+    def _run_stage(self, stage: Stage, batch: Batch) -> None:
+        target = self._running = self._executors[stage.segment]
+        if self._abort:
+            raise Cancelled
+        self._release(stage.segment)
+        for take in stage.takes:
+            self._move(take, stage.segment, batch)
+        target.run_stage(stage.first, stage.last)
+
+    def _move(self, take: Take, to: int, batch: Batch) -> None:
+        """Bring a buffer from the segment that holds it. The CPU's memory is copied to and from directly."""
+        buffer = self._program.buffers[take.buffer]
+        n_rows = len(batch.ids) if buffer.rows == "T" else len(batch.out_rows)
+        source, target = self._executors[take.source], self._executors[to]
+        if n_rows == 0:
+            return
+        if target.in_host_memory:
+            source.rows(take.buffer, n_rows, target.rows(take.buffer, n_rows))
+        else:
+            self._release(take.source)
+            target.put(take.buffer, source.rows(take.buffer, n_rows))
+            self._readers[take.source].add(to)
+
+    def _release(self, index: int) -> None:
+        """Wait until nobody reads an executor's memory any more."""
+        for reader in self._readers[index]:
+            self._executors[reader].fence()
+        self._readers[index].clear()
+
+    def _settle_abort(self) -> None:
+        """Leave nothing running and no flag set."""
+        for executor in self._executors:
+            executor.fence()
+            executor.resume()
+        for readers in self._readers:
+            readers.clear()
+        self._abort = False
+
+    def abort(self) -> None:
+        self._abort = True
+        running = self._running
+        if running is not None:
+            running.abort()
+
+    def copy_block(self, source: int, target: int) -> None:
+        for executor in self._executors:
+            executor.copy_block(source, target)
+
+    def settle(self) -> None:
+        for executor in self._executors:
+            executor.settle()
+
+    def close(self) -> None:
+        """The CPU's memory, which the others have pinned, goes last."""
+        for executor in sorted(self._executors, key=lambda e: e.in_host_memory):
+            executor.close()

@@ -1,0 +1,175 @@
+"""Plans over several devices: whatever the model and the flags, nothing is overwritten before it was read, every byte is listed once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ggrun.plan.device import Segment
+from ggrun.plan.pins import read_pins
+from ggrun.plan.placement import Choice, place
+from ggrun.plan.planner import Plan, Request
+from ggrun.plan.segments import lay_out
+from tests.plan_machines import machine, mixture
+
+MODELS = st.builds(mixture, st.integers(1, 5), st.sampled_from([0, 4]), st.just(256), st.just(512), st.booleans())
+PATTERNS = st.sampled_from(
+    [r"blk\.1\.=CPU", r"blk\.[02]\.ffn=CUDA1", "attn_q=CPU", "token_embd=CUDA0", r"^output=CPU", "ffn_down=CUDA1", r"blk\.0\.attn=CUDA0"]
+)
+FLAGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "n_cpu_ffn": st.integers(0, 5),
+        "kv_offload": st.booleans(),
+        "override_tensor": st.lists(PATTERNS, max_size=2, unique=True),
+    },
+)
+CHOICES = st.builds(
+    Choice,
+    st.integers(0, 6),
+    st.integers(0, 5),
+    st.booleans(),
+    st.sampled_from([("CUDA0",), ("CUDA0", "CUDA1"), ("CUDA1", "CUDA0")]),
+    st.just(()),
+)
+REQUESTS = st.builds(
+    Request,
+    n_seqs=st.integers(1, 3),
+    n_ubatch=st.integers(4, 70),
+    n_threads=st.integers(1, 4),
+    load_mode=st.sampled_from(["auto", "none", "mlock"]),
+    copy_weights=st.booleans(),
+    type_k=st.sampled_from(["f16", "q8_0", "q4_0"]),
+    type_v=st.sampled_from(["f16", "q8_0", "q4_0"]),
+    reuse=st.booleans(),
+)
+
+
+@dataclass
+class Arena:
+    """Scratch as it would be written: who owns which bytes now."""
+
+    segment: Segment
+    sizes: dict[str, int]
+    owned: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def write(self, name: str) -> None:
+        start = self.segment.offsets[name]
+        end = start + self.sizes[name]
+        assert end <= self.segment.scratch_bytes
+        self.owned = {other: (a, b) for other, (a, b) in self.owned.items() if b <= start or end <= a}
+        self.owned[name] = (start, end)
+
+    def read(self, name: str) -> None:
+        assert name in self.owned, f"{name} on {self.segment.device} was written over, or never written"
+
+
+def arenas_of(plan: Plan) -> list[Arena]:
+    rows = {"T": plan.shape.n_ubatch, "R": plan.shape.n_logits}
+    buffers = {name: rows[b.rows] * b.row_bytes for name, b in plan.program.buffers.items()}
+    return [Arena(segment, {**buffers, **segment.lowered.work}) for segment in plan.segments]
+
+
+def run(plan: Plan) -> None:
+    """Go through the stages, with every buffer's bytes watched."""
+    arenas = arenas_of(plan)
+    for arena in arenas:
+        named = {name for step in arena.segment.lowered.steps for name in step.inputs + step.outputs}
+        inputs = {name for name, b in plan.program.buffers.items() if b.role == "input"}
+        for name in [*(inputs & named), *(set(arena.segment.lowered.work) - named)]:
+            arena.write(name)  # a batch's inputs, and areas that no step names, are there throughout
+    for stage in plan.stages:
+        arena = arenas[stage.segment]
+        for take in stage.takes:
+            arenas[take.source].read(take.buffer)
+            arena.write(take.buffer)
+        for step in arena.segment.lowered.steps[stage.first : stage.last]:
+            for name in step.inputs:
+                arena.read(name)
+            for name in step.outputs:
+                arena.write(name)
+    (output,) = (name for name, b in plan.program.buffers.items() if b.role == "output")
+    arenas[[segment.device for segment in plan.segments].index(plan.where["head"])].read(output)
+    for arena in arenas:
+        for name in set(arena.segment.lowered.work) - {n for s in arena.segment.lowered.steps for n in s.inputs + s.outputs}:
+            arena.read(name)
+
+
+def check_stages(plan: Plan) -> None:
+    done = [0] * len(plan.segments)
+    for stage in plan.stages:
+        assert stage.first == done[stage.segment] < stage.last
+        done[stage.segment] = stage.last
+    assert done == [len(segment.lowered.steps) for segment in plan.segments]
+    ran = [step.unit for stage in plan.stages for step in plan.segments[stage.segment].lowered.steps[stage.first : stage.last]]
+    assert list(dict.fromkeys(ran)) == list(plan.program.units)
+    assert all(a.segment != b.segment for a, b in zip(plan.stages, plan.stages[1:]))
+
+
+def check_units(plan: Plan) -> None:
+    units = [unit for segment in plan.segments for unit in segment.units]
+    assert sorted(units) == sorted(plan.program.units)
+    assert all(plan.where[unit] == segment.device for segment in plan.segments for unit in segment.units)
+    assert sorted(name for segment in plan.segments for name in segment.kv) == sorted(plan.program.states)
+
+
+def check_spans(starts: Sequence[tuple[int, int]], total: int, to: int) -> None:
+    """(offset, bytes) side by side, aligned, in order, and `total` ends where the last one does."""
+    end = 0
+    for offset, n_bytes in starts:
+        assert offset == end
+        assert offset % to == 0
+        end = -(-(offset + n_bytes) // to) * to
+    assert end == total
+
+
+def check_arenas(plan: Plan) -> None:
+    for segment in plan.segments:
+        to = 64 if segment.device == "CPU" else 256
+        check_spans([(p.offset, plan.shape.n_kv_blocks * p.block_bytes) for p in segment.kv.values()], segment.kv_bytes, to)
+        weights = plan.program.weights
+        check_spans([(at, weights[name].n_bytes) for name, at in segment.weights.items()], segment.weight_bytes, to)
+        read = {name for step in segment.lowered.steps for name in step.weights}
+        assert set(segment.weights) == (set() if segment.device == "CPU" else read)
+
+
+def check_ledger(plan: Plan, file_bytes: int) -> None:
+    listed = plan.ledger
+    assert all(line.n_bytes >= 0 for line in listed.lines)
+    for segment in plan.segments:
+        device = segment.device
+        assert listed.total(device, "kv") == segment.kv_bytes
+        threads = plan.shape.n_threads if device == "CPU" else 0
+        assert listed.total(device, "scratch") == segment.scratch_bytes + threads * segment.thread_bytes
+        if device != "CPU":
+            assert listed.total(device, "weights") == segment.weight_bytes
+        elif plan.load_mode != "auto":
+            assert listed.total(device, "weights") - (segment.copy.n_bytes if segment.copy else 0) <= file_bytes
+        else:
+            read = {name for step in segment.lowered.steps for name in step.weights}
+            copied = set(segment.copy.offsets) if segment.copy else set()
+            mapped = sum(plan.program.weights[name].n_bytes for name in read - copied)
+            assert listed.total(device, "weights") == mapped + (segment.copy.n_bytes if segment.copy else 0)
+            assert copied <= read
+    assert listed.total("CPU", "staging") == sum(sum(segment.host.values()) for segment in plan.segments)
+    assert listed.total() == sum(listed.total(device) for device in {line.device for line in listed.lines})
+
+
+@settings(deadline=None, max_examples=150)
+@given(MODELS, FLAGS, CHOICES, REQUESTS, st.integers(1, 3000))
+def test_plans_keep_their_promises(model: object, flags: dict[str, object], choice: Choice, request: Request, n_ctx: int) -> None:
+    program = model[1]  # type: ignore[index]
+    try:
+        where = place(program, read_pins(**flags), choice)  # type: ignore[arg-type]
+    except Exception as error:
+        assert "runs in one place" in str(error)
+        return
+    file_bytes = sum(w.n_bytes for w in program.weights.values())
+    plan = lay_out(program, machine((6, 6)), where, request, n_ctx, ("weights", file_bytes))
+    plan = type(plan)(**{**vars(plan), "where": where})
+    check_units(plan)
+    check_stages(plan)
+    check_arenas(plan)
+    check_ledger(plan, file_bytes)
+    run(plan)
