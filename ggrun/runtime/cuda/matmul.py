@@ -228,10 +228,10 @@ def _row_tiles(fmt: str, n_out: int) -> int:
 
 
 def _tiles(fmt: str, arch: Arch) -> list[int]:
-    """Tiles of tokens that fit a block; wide ones pay with tensor cores only."""
+    """Tiles of tokens that fit a block; without tensor cores wide ones take more registers than there are."""
     if fmt in _FLOATS:
         return [_FLOAT_TILE]
-    widest = 128 if arch.cc >= 75 else 64
+    widest = 128 if arch.cc >= 75 else 32
     return [tile for tile in _TILE_TOKENS if tile <= widest and gemm_shared_bytes(fmt, tile) <= arch.shared_bytes]
 
 
