@@ -4,13 +4,16 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ggrun.cli.devices import ListDevicesFlag
 from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument
 
 if TYPE_CHECKING:
     from ggrun.plan.planner import Plan
 
 
-def plan(model: ModelArgument = None, *, engine_options: EngineOptions, json_output: JsonFlag = False) -> None:
+def plan(
+    model: ModelArgument = None, *, engine_options: EngineOptions, list_devices: ListDevicesFlag = False, json_output: JsonFlag = False
+) -> None:
     """Show every byte a model would take and what would compute it; loads nothing."""
     from ggrun.cli.opening import chosen, settings
     from ggrun.cli.screen import Screen

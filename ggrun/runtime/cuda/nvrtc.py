@@ -22,7 +22,11 @@ INSTALL = "pip install 'nvidia-cuda-nvrtc-cu12==12.9.*' 'nvidia-cuda-runtime-cu1
 
 
 class NvrtcMissing(GgrunError):
-    """There is no NVRTC, or not one that works; says the command that brings it."""
+    """There is no NVRTC, or not one that works: `text` says so, `command` mends it ("" when none does)."""
+
+    def __init__(self, text: str, command: str = "") -> None:
+        super().__init__(f"{text}; this mends it: {command}" if command else text)
+        self.text, self.command = text, command
 
 
 class CompileError(GgrunError):
@@ -65,18 +69,14 @@ class Nvrtc:
             return f"sm_{same[-1]}"
         if cc > self.architectures[-1]:
             return f"compute_{self.architectures[-1]}"
-        raise NvrtcMissing(
-            f"the CUDA compiler {self.name} makes no code for compute capability {cc // 10}.{cc % 10}; install the one that does: {INSTALL}"
-        )
+        raise NvrtcMissing(f"the CUDA compiler {self.name} makes no code for compute capability {cc // 10}.{cc % 10}", INSTALL)
 
     @property
     def name(self) -> str:
         """For people and for the cache."""
         return "NVRTC {}.{}".format(*self.version)
 
-    def compile(
-        self, text: str, name: str, target: str, options: Sequence[str] = (), headers: Mapping[str, str] | None = None
-    ) -> Compiled:
+    def compile(self, text: str, name: str, target: str, options: Sequence[str] = (), headers: Mapping[str, str] | None = None) -> Compiled:
         """Compile CUDA C. name: the file's, for messages; headers: include name to text. Raises CompileError."""
         program = ctypes.c_void_p()
         texts, names = _strings(list((headers or {}).values())), _strings(list(headers or {}))
@@ -116,7 +116,7 @@ def _strings(values: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
 def find() -> Nvrtc:
     """The compiler of this process. Raises NvrtcMissing."""
     chosen = os.environ.get("GGRUN_NVRTC")
-    tried = [chosen] if chosen else [*_packaged(), LIBRARY]
+    tried = [chosen] if chosen else [*packaged(), LIBRARY]
     why = ""
     for path in tried:
         try:
@@ -124,8 +124,8 @@ def find() -> Nvrtc:
         except (OSError, AttributeError) as error:
             why = str(error)
     if chosen:
-        raise NvrtcMissing(f"GGRUN_NVRTC={chosen} cannot be used: {why}")
-    raise NvrtcMissing(f"the CUDA compiler NVRTC is missing ({why}); install it: {INSTALL}")
+        raise NvrtcMissing(f"GGRUN_NVRTC={chosen} cannot be used ({why})", "unset GGRUN_NVRTC")
+    raise NvrtcMissing(f"the CUDA compiler NVRTC is not installed ({why})", INSTALL)
 
 
 def _packages(part: str) -> list[Path]:
@@ -135,7 +135,8 @@ def _packages(part: str) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def _packaged() -> list[str]:
+def packaged() -> list[str]:
+    """Paths of the library in nvidia-cuda-nvrtc-cu12, none or one."""
     return [str(path) for folder in _packages("nvrtc") if (path := folder / "lib" / LIBRARY).exists()]
 
 

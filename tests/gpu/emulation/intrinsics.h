@@ -186,6 +186,10 @@ static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline double __dadd_rn(double a, double b) { return a + b; }
+static inline void sincospif(float x, float* sine, float* cosine) {
+    *sine = (float)sin(x * 3.14159265358979323846);
+    *cosine = (float)cos(x * 3.14159265358979323846);
+}
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __saturatef(float x) { return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f; }
 static inline float __int_as_float(int i) { return emulation::float_of((uint32_t)i); }

@@ -91,6 +91,8 @@ template <int N, bool TRANSPOSED> static void load_matrix(unsigned* r, const voi
     memcpy(r, mine.r, N * sizeof(unsigned));
 }
 
+struct Transposed { uint32_t r, result; };
+
 template <class T> static inline T load_weight(const void* p, size_t alignment = sizeof(T)) {
     if ((uintptr_t)p % alignment) fail("load of %zu bytes at %p is not aligned", sizeof(T), p);
     block->weight_bytes += sizeof(T);
@@ -114,6 +116,24 @@ static inline void ldmatrix_x4(unsigned* r, const void* row, EMULATION_HERE) { e
 static inline void ldmatrix_x4_trans(unsigned* r, const void* row, EMULATION_HERE) { emulation::load_matrix<4, true>(r, row, line, file); }
 static inline void ldmatrix_x2(unsigned* r, const void* row, EMULATION_HERE) { emulation::load_matrix<2, false>(r, row, line, file); }
 static inline void ldmatrix_x2_trans(unsigned* r, const void* row, EMULATION_HERE) { emulation::load_matrix<2, true>(r, row, line, file); }
+
+static inline unsigned transpose_8x8(unsigned r, EMULATION_HERE) {
+    emulation::Transposed mine{r, 0};
+#if __CUDA_ARCH__ < 750
+    emulation::fail("movmatrix on a device that has none");
+#endif
+    emulation::collective(~0u, &mine, [](void* const* lanes, unsigned) {
+        for (int l = 0; l < 32; l++) {
+            if (!lanes[l]) emulation::fail("movmatrix in a warp of fewer than 32 threads");
+            auto* lane = static_cast<emulation::Transposed*>(lanes[l]);
+            for (int e = 0; e < 2; e++) {       // element (l / 4, 2 * (l % 4) + e) of the result
+                const uint32_t from = static_cast<emulation::Transposed*>(lanes[(2 * (l % 4) + e) * 4 + l / 8])->r;
+                lane->result |= (from >> (l / 4 % 2 ? 16 : 0) & 0xFFFF) << 16 * e;
+            }
+        }
+    }, line, file);
+    return mine.result;
+}
 
 static inline unsigned load_u8(const void* p) { return emulation::load_weight<uint8_t>(p); }
 static inline int load_i8(const void* p) { return emulation::load_weight<int8_t>(p); }

@@ -7,6 +7,7 @@
 //   mma_s8_m16n8k16(c, a, b)   c[4] += a[2] x b[1]
 //   mma_f16_m16n8k16(c, a, b)  c[4] += a[4] x b[2], half in, float out
 //   ldmatrix_x2/x4(_trans)(r, row)   r[2 or 4]: 8x8 matrices of 16-bit elements; lane 8i + j gives the address of row j of matrix i
+//   transpose_8x8(r)           of 16-bit elements: lane 4g + t brings (g, 2t..) and gets (2t.., g)
 //   load_u8 ... load_u32x4(p)  weights: read once, past the cache's favourites; the emulation counts their bytes, and cp_async16_weights's
 //   DYNAMIC_SHARED(T, name)    the block's dynamic shared memory, 16-byte aligned
 //
@@ -124,7 +125,16 @@ __device__ __forceinline__ void ldmatrix_x2_trans(unsigned* r, const void* row) 
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1},[%2];"
                  : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(row)) : "memory");
 }
+__device__ __forceinline__ unsigned transpose_8x8(unsigned r) {
+    unsigned result;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;" : "=r"(result) : "r"(r));
+    return result;
+}
 #else
+__device__ __forceinline__ unsigned transpose_8x8(unsigned) {
+    __trap();
+    return 0;
+}
 __device__ __forceinline__ void ldmatrix_x4(unsigned*, const void*) { __trap(); }
 __device__ __forceinline__ void ldmatrix_x4_trans(unsigned*, const void*) { __trap(); }
 __device__ __forceinline__ void ldmatrix_x2(unsigned*, const void*) { __trap(); }

@@ -1,5 +1,6 @@
 // Modules and launches: an image is a shared library that the stand-in compiler made.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <dlfcn.h>
 #include <sys/mman.h>
@@ -25,16 +26,17 @@ ENTRY cuModuleLoadDataEx(void** module, const void* image, unsigned, int*, void*
     const auto* elf = (const unsigned char*)image;
     if (memcmp(elf, "\177ELF", 4) || *(const uint16_t*)(elf + 18) == CUDA_MACHINE) return INVALID_IMAGE;
     const size_t size = *(const uint64_t*)(elf + 40) + (size_t) * (const uint16_t*)(elf + 58) * *(const uint16_t*)(elf + 60);
-    const int file = memfd_create("kernels", 0);
+    char path[] = "/tmp/ggrun-kernels-XXXXXX";         // a name of its own: dlopen takes libraries of one name for the same
+    const int file = mkstemp(path);
     size_t written = 0;
     while (written < size) {
         const ssize_t n = write(file, elf + written, size - written);
-        if (n <= 0) return close(file), OUT_OF_MEMORY;
+        if (n <= 0) return close(file), unlink(path), OUT_OF_MEMORY;
         written += (size_t)n;
     }
-    const std::string path = "/proc/self/fd/" + std::to_string(file);
-    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     close(file);
+    unlink(path);
     if (!library) return fprintf(stderr, "stand-in driver: %s\n", dlerror()), INVALID_IMAGE;
     state().counters.modules++;
     *module = new Module{library, current()};
