@@ -211,7 +211,7 @@ def _step(n: int, steps: tuple[int, ...]) -> int:
 def _lanes(fmt: str, k: int, n_out: int, rows: int, arch: Arch, copies: int = 1) -> tuple[int, int]:
     """(threads that share `rows` rows of weights, blocks of a GEMV).
 
-    A warp, as long as that gives every lane work; more where the device would have fewer than 16 warps a multiprocessor; fewer for short rows.
+    A warp; less for short rows, where lanes would idle; more where the device would have fewer than 16 warps a multiprocessor.
     """
     units = up(k, _SHAPES[fmt].unit) // _SHAPES[fmt].unit
     groups = _blocks(n_out, rows)

@@ -30,7 +30,7 @@ constexpr int READ_AHEAD_TOKENS = 2;
 template <class F>
 constexpr int blocks_for(int rows, int tokens) {
     bool wide = F::PIECES == 4;
-    return tokens == 8 ? (wide ? 2 : 3) : tokens > 1 ? 4 : rows == 1 ? 7 : wide ? 4 : 5;
+    return tokens == 8 ? (wide ? 2 : 3) : tokens == 4 ? (wide ? 3 : 4) : tokens == 2 ? 4 : rows == 1 ? 7 : wide ? 4 : 5;
 }
 constexpr int rows_for(int tokens) { return tokens == 1 ? 1 : 2; }
 
