@@ -12,7 +12,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from ggrun.bench.matrix import Case
-from ggrun.engine.loading import Options, Planned, make_executor, plan_model
+from ggrun.engine.loading import Options, Planned, load, plan_model
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.plan.planner import DoesNotFit
 from ggrun.runtime.executor import Batch, Executor, Progress
@@ -69,9 +69,10 @@ def _alone(path: Path | None, options: Options, case: Case) -> Group:
 @contextmanager
 def opened(path: Path | None, options: Options, cases: Sequence[Case], progress: Progress | None) -> Iterator[Session]:
     """A session in which the cases can run; all it took is freed at the end."""
-    planned = plan_model(path, options_for(options, cases))
+    chosen = options_for(options, cases)
+    planned = plan_model(path, chosen)
     try:
-        executor = make_executor(options.executor, planned, progress)
+        planned, executor = load(planned, chosen, progress)
         try:
             yield Session(planned, executor, options.n_batch)
         finally:

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from ggrun import __version__
 from ggrun.cli.bench import bench
 from ggrun.cli.chat import chat
+from ggrun.cli.doctor import doctor
 from ggrun.cli.logits import logits
 from ggrun.cli.options import ReaderGone, command
 from ggrun.cli.plan import plan
@@ -26,7 +27,7 @@ from ggrun.cli.trace import trace
 from ggrun.cli.tune import tune
 from ggrun.errors import GgrunError
 
-COMMANDS = (chat, run, bench, show, plan, tune, tokenize, logits, trace)
+COMMANDS = (chat, run, bench, show, plan, doctor, tune, tokenize, logits, trace)
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings its own copy of Click in some versions; this one is the one it raises
 
 

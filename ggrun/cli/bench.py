@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
+from ggrun.cli.devices import ListDevicesFlag
 from ggrun.cli.options import PlacementOptions, flag
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def bench(
     ] = None,
     *,
     options: BenchOptions,
+    list_devices: ListDevicesFlag = False,
 ) -> None:
     """Measure how many tokens a second a model computes, with llama-bench's flags, columns and formats.
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ggrun.cli.devices import ListDevicesFlag
 from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, PromptOptions, SamplingOptions, Switch, flag
 
 
@@ -31,6 +32,7 @@ def chat(
     show_timings: Annotated[
         bool, flag("--show-timings/--no-show-timings", panel="Screen", shown="on", help="a line after each answer")
     ] = True,
+    list_devices: ListDevicesFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Talk with a model. Without a model's name: with the small one that comes along."""

@@ -19,7 +19,7 @@ def logits(
     engine_options: EngineOptions,
     tokens: Annotated[str, typer.Option("--tokens", metavar="1,2,3|FILE.npy", help="the ids, or a NumPy file of them")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE.npy", help="where float32 \\[n_tokens, n_vocab] is written")],
-    executor: Annotated[Executor, typer.Option("--executor", help="what computes them")] = "cpu",
+    executor: Annotated[Executor, typer.Option("--executor", help="what computes them")] = "auto",
 ) -> None:
     """Write the logits of every position of a sequence of token ids."""
     import numpy as np
@@ -27,8 +27,6 @@ def logits(
     from ggrun.cli.opening import chosen, opened
     from ggrun.cli.screen import Screen
 
-    if executor == "cuda":
-        raise GgrunError("there is no CUDA executor in this version; --executor cpu and reference are there")
     screen = Screen()
     ids = token_ids(tokens)
     more = {"executor": executor, "n_logits": max(1, min(len(ids), engine_options.n_ubatch))}

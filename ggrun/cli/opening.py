@@ -101,4 +101,6 @@ def no_gpu(wanted: str | None, placement: Pins, screen: Screen) -> None:
         from ggrun.engine.places import gpus
 
         if not gpus():
-            screen.once(f"-ngl {wanted}: there is no CUDA device ggrun can use; every layer runs on the CPU")
+            from ggrun.engine.gpus import problem
+
+            screen.once(f"-ngl {wanted}: there is no CUDA device ggrun can use ({problem()}); every layer runs on the CPU")

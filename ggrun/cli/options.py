@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Executor = Literal["cpu", "reference", "cuda"]
+Executor = Literal["auto", "cpu", "cuda", "reference"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock"]
 Switch = Literal["on", "off", "auto"]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ggrun.cli.devices import ListDevicesFlag
 from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, flag
 from ggrun.errors import GgrunError
 
@@ -31,6 +32,7 @@ def plan(
     vram: Vram = None,
     ram: Ram = None,
     gpu_arch: GpuArch = "86",
+    list_devices: ListDevicesFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Show every byte a model would take and what would compute it; loads nothing."""

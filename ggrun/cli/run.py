@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ggrun.cli.devices import ListDevicesFlag
 from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, PromptOptions, SamplingOptions, flag
 from ggrun.errors import GgrunError
 
@@ -30,6 +31,7 @@ def run(
         Literal["stop", "shift"],
         flag("--on-overflow", panel="Prompt", shown="stop", help="when the context is full: stop, or forget the oldest"),
     ] = "stop",
+    list_devices: ListDevicesFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Complete one prompt; only the completion goes to stdout."""

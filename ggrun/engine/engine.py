@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ggrun.engine.generation import Finished, FinishReason, Generation, TokenEvent
 from ggrun.engine.kv import Block, BlockPool
-from ggrun.engine.loading import Options, Planned, make_executor, plan_model
+from ggrun.engine.loading import Options, Planned, load, plan_model
 from ggrun.engine.sampling import Sampler, Sampling
 from ggrun.engine.scheduler import Scheduler, Work
 from ggrun.engine.sequence import Overflow, Sequence
@@ -37,10 +37,10 @@ class ContextExceeded(GgrunError):
 class Engine:
     """An opened model. Use `Engine.open`, as a context manager."""
 
-    def __init__(self, planned: Planned, executor_name: str = "cpu", progress: Progress | None = None, template: str | None = None) -> None:
+    def __init__(self, planned: Planned, options: Options, progress: Progress | None = None, template: str | None = None) -> None:
+        planned, self._executor = load(planned, options, progress)  # first: its pages fill while the vocabulary is read
         self.file, self.spec, self.plan = planned.file, planned.spec, planned.plan
         self.n_threads = planned.n_threads
-        self._executor = make_executor(executor_name, planned, progress)  # first: its pages fill while the vocabulary is read
         try:
             self.tokenizer: Tokenizer = load_tokenizer(self.file.metadata)
             self.chat_template: ChatTemplate = chat_template(self.file.metadata, self.tokenizer, template)
@@ -70,7 +70,7 @@ class Engine:
         chosen = Options(**options)  # type: ignore[arg-type]  # the names and types are checked by Options itself
         planned = plan_model(model, chosen)
         try:
-            return cls(planned, chosen.executor, progress, chat_template)
+            return cls(planned, chosen, progress, chat_template)
         except BaseException:
             planned.file.close()
             raise

@@ -15,9 +15,9 @@ from ggrun.errors import GgrunError
 from ggrun.gguf import GgufFile, open_gguf
 from ggrun.models import ModelSpec, build_program
 from ggrun.plan.cost import Cost
-from ggrun.plan.device import KV_TYPES, Device, Place
+from ggrun.plan.device import KV_TYPES, Device, MissingKernels, Place
 from ggrun.plan.memory import has_huge_pages
-from ggrun.plan.pins import Pins
+from ggrun.plan.pins import ALL, Pins
 from ggrun.plan.planner import Plan, Request, Room, make_plan
 from ggrun.plan.rooms import usable
 from ggrun.plan.solve import Task, solve
@@ -41,7 +41,7 @@ class Options:
     load_mode: str = "auto"
     type_k: str = "f16"
     type_v: str = "f16"
-    executor: str = "cpu"
+    executor: str = "auto"
     reuse: bool = True
     placement: Pins = field(default_factory=Pins)
 
@@ -90,15 +90,17 @@ def plan_model(path: str | Path | None, options: Options, where: Sequence[Place]
     file = open_gguf(embedded_model() if path is None else path)
     try:
         spec, program = build_program(file.metadata, file.tensors)
+        here = where is None
         if where is None:
-            where = (places.cpu(), *(places.gpus() if options.executor == "cpu" and options.reuse else ()))
+            where = (places.cpu(), *(places.gpus() if options.executor in WITH_GPUS and options.reuse else ()))
+            _check_gpus(options, where)
         where = usable(where, options.placement)
         n_threads, n_batch_threads, notes = _threads(options)
         plan = _plan(file, spec, program, options, where)
         device = where[0].device
         assert isinstance(device, CpuDevice)
         devices = {place.device.name: place.device for place in where}
-        plan = replace(plan, notes=(*plan.notes, *notes))
+        plan = replace(plan, notes=(*plan.notes, *notes, *(_gpu_notes(options, where) if here else ())))
         return Planned(file, spec, program, plan, device, n_threads, n_batch_threads, devices, tuple(where))
     except BaseException:
         file.close()
@@ -119,6 +121,9 @@ def _threads(options: Options) -> tuple[int, int, list[str]]:
 
 
 def _plan(file: GgufFile, spec: ModelSpec, program: Program, options: Options, where: Sequence[Place]) -> Plan:
+    pins = options.placement
+    if options.executor == "cuda" and pins.n_gpu_layers is None:
+        pins = replace(pins, n_gpu_layers=ALL)
     request = Request(
         n_ctx=options.n_ctx,
         n_seqs=options.n_parallel,
@@ -128,23 +133,30 @@ def _plan(file: GgufFile, spec: ModelSpec, program: Program, options: Options, w
         load_mode=options.load_mode,
         type_k=options.type_k,
         type_v=options.type_v,
-        copy_weights=options.load_mode == "auto" and options.executor == "cpu" and has_huge_pages(),
+        copy_weights=options.load_mode == "auto" and options.executor != "reference" and has_huge_pages(),
         reuse=options.reuse,
     )
-    return _planned(program, where, options.placement, request, spec.n_ctx_train, file)
+    return _planned(program, where, pins, request, spec.n_ctx_train, file)
 
 
 def _planned(program: Program, where: Sequence[Place], pins: Pins, request: Request, n_ctx_train: int, file: GgufFile) -> Plan:
     """The plan on one device, or solved for several."""
     cpu, machine = where[0], places.machine(request.n_threads)
     weights = _weights(file, request.load_mode)
+    note: tuple[str, ...] = ()
     if len(where) > 1 and (pins.n_gpu_layers != 0 or any(device != cpu.device.name for _, device in pins.overrides)):
-        return solve(Task(program, tuple(where), pins, request, n_ctx_train, next(iter(weights.items())), machine))
+        try:
+            return solve(Task(program, tuple(where), pins, request, n_ctx_train, next(iter(weights.items())), machine))
+        except MissingKernels as error:
+            if pins.asks_for_gpu:
+                raise
+            note = (f"everything runs on the CPU: {error}",)
     available = min(cpu.free_bytes, pins.ram_budget or cpu.free_bytes)
     plan = make_plan(program, cpu.device, request, n_ctx_train, weights, available)
     cost = Cost(program, where[:1], machine, request.type_k, request.type_v, request.n_ubatch)
     prediction = cost.predict(dict.fromkeys(program.units, cpu.device.name), plan.shape.n_ctx)
-    return replace(plan, prediction=prediction, rooms=(Room(cpu.device.name, "memory", cpu.total_bytes, available),))
+    room = Room(cpu.device.name, "memory", cpu.total_bytes, available)
+    return replace(plan, notes=(*note, *plan.notes), prediction=prediction, rooms=(room,))
 
 
 def _thread_notes(options: Options, cores: int) -> list[str]:
@@ -158,18 +170,32 @@ def _weights(file: GgufFile, load_mode: str) -> Mapping[str, int]:
     return {where.get(load_mode, "weights, mapped file pages"): file.data_bytes}
 
 
-def _cpu(planned: Planned, progress: Progress | None) -> Executor:
-    from ggrun.runtime.cpu.executor import CpuExecutor
+def _gpu_notes(options: Options, where: Sequence[Place]) -> list[str]:
+    if len(where) > 1 or options.executor != "auto" or options.placement.n_gpu_layers == 0 or options.placement.devices == ():
+        return []
+    from ggrun.engine import gpus
+
+    return [note] if (note := gpus.worth_saying()) else []
+
+
+def _check_gpus(options: Options, where: Sequence[Place]) -> None:
+    """GgrunError with the reason when only a GPU will do and there is none."""
+    if options.executor == "cuda" and len(where) == 1:
+        from ggrun.engine import gpus
+
+        raise GgrunError(f"there is no CUDA executor without a GPU: {gpus.problem()}")
+
+
+def _assembled(planned: Planned, progress: Progress | None) -> Executor:
+    from ggrun.runtime.assembly import assemble
 
     p = planned
-    return CpuExecutor(
-        p.program,
-        p.plan.segments[0],
-        p.plan.shape,
+    return assemble(
+        p.plan,
+        {**p.devices, p.device.name: p.device},
         p.file.tensors,
         p.n_threads,
         p.n_threads_batch,
-        p.device,
         progress,
         lambda: p.file.load(p.plan.load_mode, progress),
     )
@@ -183,9 +209,34 @@ def _reference(planned: Planned, progress: Progress | None) -> Executor:
     return ReferenceExecutor(planned.program, planned.file.tensors, shape.n_kv_blocks, shape.type_k, shape.type_v)
 
 
-EXECUTORS: dict[str, Callable[[Planned, Progress | None], Executor]] = {"cpu": _cpu, "reference": _reference}
+EXECUTORS: dict[str, Callable[[Planned, Progress | None], Executor]] = {
+    "auto": _assembled,  # as planned: over whatever devices
+    "cpu": _assembled,  # planned for the CPU alone
+    "cuda": _assembled,  # planned for GPUs, or refused
+    "reference": _reference,
+}
+WITH_GPUS = ("auto", "cuda")
 
 
 def make_executor(name: str, planned: Planned, progress: Progress | None) -> Executor:
     """The executor of that name, its memory reserved and then its weights loaded as the plan says."""
     return EXECUTORS[name](planned, progress)
+
+
+def load(planned: Planned, options: Options, progress: Progress | None) -> tuple[Planned, Executor]:
+    """The executor that the options name, and the plan it follows.
+
+    When a GPU cannot be had as planned (its memory went to something else, its driver fails) and the user did not ask for one, that is
+    another plan, for the CPU alone.
+    """
+    try:
+        return planned, make_executor(options.executor, planned, progress)
+    except GgrunError as error:
+        on_gpu = any(planned.devices[segment.device].kind == "cuda" for segment in planned.plan.segments)
+        if not on_gpu or options.executor == "cuda" or options.placement.asks_for_gpu:
+            raise
+        where = planned.places[:1]
+        alone = replace(planned, places=where, devices={place.device.name: place.device for place in where})
+        plan = replan(alone, options)
+        alone = replace(alone, plan=replace(plan, notes=(f"everything runs on the CPU: {error}", *plan.notes)))
+        return alone, make_executor(options.executor, alone, progress)

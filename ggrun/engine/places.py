@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import psutil
@@ -22,10 +21,11 @@ _SHARED_KIB = {60: 48, 70: 96, 75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227
 MULTIPROCESSORS = 30  # of a described card
 
 
-@cache
 def gpus() -> tuple[Place, ...]:
-    """The GPUs ggrun can use, looked for once."""
-    return ()
+    """The GPUs ggrun can use."""
+    from ggrun.engine import gpus as cards
+
+    return cards.measured(cards.found(), read_machine(machine_file(), 1))
 
 
 def cpu(available: int | None = None) -> Place:

@@ -41,7 +41,7 @@ def trace(model: str | Path | None, ids: Sequence[int], progress: Progress | Non
     n = len(ids)
     if not 1 <= n <= 512:
         raise GgrunError(f"trace compares one batch of 1 to 512 tokens, not {n}")
-    planned = plan_model(model, Options(n_ctx=max(KV_BLOCK_TOKENS, n), n_ubatch=n, n_logits=n, reuse=False))
+    planned = plan_model(model, Options(n_ctx=max(KV_BLOCK_TOKENS, n), n_ubatch=n, n_logits=n, executor="cpu", reuse=False))
     try:
         if not all(0 <= i < planned.spec.n_vocab for i in ids):
             raise GgrunError(f"a token id is outside the model's vocabulary of {planned.spec.n_vocab}")

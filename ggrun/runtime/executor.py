@@ -32,9 +32,12 @@ class Batch:
 
 
 class Executor(Protocol):
-    """Runs batches on one device. Not thread-safe but for `abort`. `notes`: sentences for the user about how it was made."""
+    """Runs batches of a whole program. Not thread-safe but for `abort`."""
 
-    notes: list[str]
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the user about how it was made."""
+        ...
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Store the batch's keys and values and return logits [R, n_vocab], valid until the next run. Raises Cancelled after abort."""
@@ -60,9 +63,11 @@ class Executor(Protocol):
 class SegmentExecutor(Protocol):
     """Runs one segment of a plan, stage by stage; what `hybrid` is made of. Not thread-safe but for `abort`."""
 
-    notes: list[str]
     in_host_memory: bool
     """Whether `rows` without `into` gives the buffer itself, which others may then fill or copy from."""
+
+    @property
+    def notes(self) -> list[str]: ...
 
     @property
     def allocated_bytes(self) -> int:

@@ -32,7 +32,7 @@ class HybridExecutor:
         self._running: SegmentExecutor | None = None
 
     @property
-    def notes(self) -> list[str]:  # type: ignore[override]
+    def notes(self) -> list[str]:
         return [note for executor in self._executors for note in executor.notes]
 
     @property

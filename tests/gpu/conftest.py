@@ -11,7 +11,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from ggrun.runtime.cuda import nvrtc
+from ggrun.engine import gpus
+from ggrun.runtime.cuda import nvrtc, probe
 from tests.gpu.emulation import build
 
 REAL = os.environ.get("GGRUN_TEST_GPU", "") not in ("", "0")
@@ -28,10 +29,20 @@ def missing(what: str) -> None:
 @functools.cache
 def loaded_driver() -> build.Driver | None:
     """The stand-in driver in this process; None with a real GPU, or without g++."""
-    return None if REAL or build.compiler() is None else build.Driver(build.standins())
+    if REAL or build.compiler() is None:
+        return None
+    found = build.Driver(build.standins())
+    found.set(devices=0)  # other tests of this process are about the CPU
+    return found
 
 
 loaded_driver()
+
+
+def forget() -> None:
+    """What was found out about drivers, compilers and GPUs no longer holds."""
+    for kept in (nvrtc.find, probe.probe, gpus.found):
+        kept.cache_clear()
 
 
 @pytest.fixture
@@ -40,6 +51,15 @@ def standins() -> build.Standins:
     if build.compiler() is None:
         missing("the stand-in GPU needs g++ (on Debian: apt install g++)")
     return build.standins()
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> None:
+    """A GPU, real or not: for what does not look into the driver. CUDA0 exists."""
+    if not REAL:
+        request.getfixturevalue("driver")
+    elif probe.probe().problem:
+        missing(probe.probe().problem)
 
 
 @pytest.fixture
@@ -54,8 +74,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[build.Driver]:
         missing("needs PyCUDA: python -m ggrun doctor --build-pycuda")
     assert found is not None
     monkeypatch.setenv("GGRUN_NVRTC", str(build.standins().nvrtc))
-    nvrtc.find.cache_clear()
+    forget()
     found.reset()
     yield found
     found.reset()
-    nvrtc.find.cache_clear()
+    found.set(devices=0)
+    forget()

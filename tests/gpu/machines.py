@@ -1,5 +1,6 @@
 """Small programs planned over the CPU and any number of GPUs, and the executors that run them."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,15 @@ ARCH = Arch(90, 4, 227 << 10)
 GIB = 1 << 30
 
 
+def arch_here() -> Arch:
+    """Of the real GPU in tests that run on one, else ARCH, which the stand-in driver shows."""
+    if os.environ.get("GGRUN_TEST_GPU", "") in ("", "0"):
+        return ARCH
+    from ggrun.runtime.cuda.probe import usable_devices
+
+    return usable_devices()[0].arch
+
+
 @dataclass
 class Running:
     """A plan, its devices by name, and the executor."""
@@ -31,12 +41,12 @@ class Running:
     executor: Executor
 
 
-def places(n_gpus: int = 1, arch: Arch = ARCH) -> list[Place]:
-    gpus = [Place(CudaDevice(f"CUDA{i}", arch), 8 * GIB, 8 * GIB) for i in range(n_gpus)]
+def places(n_gpus: int = 1, arch: Arch | None = None) -> list[Place]:
+    gpus = [Place(CudaDevice(f"CUDA{i}", arch or arch_here()), 8 * GIB, 8 * GIB) for i in range(n_gpus)]
     return [Place(CpuDevice(), 1 << 40, 1 << 40), *gpus]
 
 
-def planned(program: Program, where: str | Mapping[str, str] = "CUDA0", n_gpus: int = 1, arch: Arch = ARCH, **pins: object) -> Plan:
+def planned(program: Program, where: str | Mapping[str, str] = "CUDA0", n_gpus: int = 1, arch: Arch | None = None, **pins: object) -> Plan:
     """where: one device for all units, or unit -> device (absent: the CPU). pins: the planner's."""
     request = Request(**{"n_ctx": 128, "n_ubatch": 32, "n_logits": 32, "n_threads": 1, **pins})  # type: ignore[arg-type]
     chosen = dict.fromkeys(program.units, where) if isinstance(where, str) else {unit: where.get(unit, "CPU") for unit in program.units}
@@ -50,7 +60,7 @@ def running(
     tensors: Mapping[str, Tensor],
     where: str | Mapping[str, str] = "CUDA0",
     n_gpus: int = 1,
-    arch: Arch = ARCH,
+    arch: Arch | None = None,
     **pins: object,
 ) -> Iterator[Running]:
     plan = planned(program, where, n_gpus, arch, **pins)

@@ -62,7 +62,7 @@ def test_what_nobody_reads_is_not_written() -> None:
 def test_a_cut_keeps_what_crosses() -> None:
     program, _ = DENSE.build()
     for cut in range(1, len(program.units)):
-        where = {unit: "CUDA0" for unit in program.units[:cut]}
+        where = dict.fromkeys(program.units[:cut], "CUDA0")
         segment = planned(program, where).segments[0]
         written = {name for step in segment.lowered.steps for name in step.outputs}
         crossing = {name for op in program.ops if op.unit not in where for name in op.inputs} & {

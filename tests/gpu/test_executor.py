@@ -9,7 +9,7 @@ from ggrun.runtime.executor import Cancelled
 from tests.cpu_programs import Model
 from tests.gpu.machines import error, reference, running, sequences
 
-pytestmark = pytest.mark.usefixtures("driver")
+pytestmark = pytest.mark.usefixtures("gpu")
 NMSE = 1e-3  # of logits with quantized activations against float32 ones, as the CPU's
 IDS = np.random.default_rng(3).integers(0, 64, 200).astype(np.int32)
 
@@ -29,7 +29,12 @@ def test_logits(name: str) -> None:
     program, tensors = MODELS[name].build()
     with running(program, tensors) as r:
         s = sequences(r.plan)
-        batches = [s.batch([(0, 0, IDS[:20])]), s.batch([(0, 20, IDS[20:25])]), s.batch([(0, 25, IDS[25:57])]), s.batch([(0, 57, IDS[57:58])])]
+        batches = [
+            s.batch([(0, 0, IDS[:20])]),
+            s.batch([(0, 20, IDS[20:25])]),
+            s.batch([(0, 25, IDS[25:57])]),
+            s.batch([(0, 57, IDS[57:58])]),
+        ]
         got = [r.executor.run(batch).copy() for batch in batches]
     for mine, want in zip(got, reference(program, tensors, batches)):
         assert error(mine, want) < NMSE

@@ -8,7 +8,7 @@ from ggrun.runtime.hybrid import HybridExecutor
 from tests.cpu_programs import Model
 from tests.gpu.machines import error, planned, running, sequences
 
-pytestmark = pytest.mark.usefixtures("driver")
+pytestmark = pytest.mark.usefixtures("gpu")
 NMSE = 1e-4  # between two devices: both quantize activations, each in its own blocks
 IDS = np.random.default_rng(5).integers(0, 64, 100).astype(np.int32)
 DENSE, EXPERTS = Model("Q8_0"), Model("Q8_0", n_expert=4)
@@ -116,7 +116,7 @@ def test_plain_cpu_plans_have_no_hybrid() -> None:
 
 def test_allocated_equals_ledger(driver) -> None:
     program, tensors = Parted("Q8_0").build()
-    where = {unit: "CUDA0" for unit in program.units[2:]}
+    where = dict.fromkeys(program.units[2:], "CUDA0")
     plan = planned(program, where)
     with running(program, tensors, where):
         used = driver.counters()

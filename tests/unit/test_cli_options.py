@@ -22,7 +22,7 @@ FLAGS = """
     --dry-penalty-last-n --dry-sequence-breaker --dynatemp-range --dynatemp-exp --mirostat --mirostat-lr --mirostat-ent
     --samplers --sampling-seq --sampler-seq -l --logit-bias --ignore-eos
     -p --prompt -f --file -sys --system-prompt -sysf --system-prompt-file -r --reverse-prompt -e --escape --no-escape
-    --chat-template --chat-template-file --on-overflow
+    --chat-template --chat-template-file --on-overflow --list-devices
 """.split()
 ONLY = {
     "chat": "--json -st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",

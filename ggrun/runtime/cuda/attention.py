@@ -209,5 +209,5 @@ def _tokens_of_a_part(kernel: str, params: Attention) -> int:
 
 def _prompt_shared_bytes(params: Attention) -> int:
     """Of Prompt<...>::SHARED_BYTES in kernels/attention_prompt.cuh."""
-    tokens = 64 if max(params.head_dim_k, params.head_dim_v) <= 128 else 32
-    return tokens * (params.head_dim_k + 8 + params.head_dim_v + 8) * 2
+    dims = params.head_dim_k + params.head_dim_v
+    return (64 if dims <= 256 else 32 if dims <= 384 else 16) * (dims + 16) * 2

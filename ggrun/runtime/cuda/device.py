@@ -20,7 +20,9 @@ from ggrun.program.rope import frequencies
 from ggrun.runtime.cuda import attention, inputs, matmul, rows
 from ggrun.runtime.cuda.launch import Arch
 
-OWN_BYTES = 448 << 20  # what the driver takes for its context and the kernels' code: a guess until `ggrun tune` has measured it
+# What the driver takes for itself: guesses until `ggrun tune` has measured it.
+CONTEXT_BYTES = 384 << 20  # its context
+OWN_BYTES = CONTEXT_BYTES + (64 << 20)  # and the kernels' code and stacks
 ALIGN = 256  # bytes; what the driver's own allocations start at
 STAGING_BYTES = 8 << 20  # of each of the two halves of the pinned block that weights pass through
 BATCH, SPLITS = "batch", "attention:work"  # work areas

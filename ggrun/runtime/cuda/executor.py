@@ -43,9 +43,7 @@ class CudaExecutor:
 
     in_host_memory = False
 
-    def __init__(
-        self, program: Program, segment: Segment, shape: Shape, device: CudaDevice, ranges: Sequence[Range] | None = None
-    ) -> None:
+    def __init__(self, program: Program, segment: Segment, shape: Shape, device: CudaDevice, ranges: Sequence[Range] | None = None) -> None:
         self.notes: list[str] = []
         self._program, self._segment, self._shape, self._device = program, segment, shape, device
         self._ranges = list(ranges) if ranges is not None else [(0, len(segment.lowered.steps))]
@@ -144,7 +142,8 @@ class CudaExecutor:
 
     def _warm_up(self, counts: Counts) -> None:
         """Run everything once on the null block: what the driver puts off until a kernel first runs has happened then."""
-        padding = Batch(*(np.zeros(0, np.int32) for _ in range(3)), np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
+        none = np.zeros(0, np.int32)
+        padding = Batch(none, none, none, none.reshape(0, 0), none)
         n_bytes = inputs.pack(padding, counts, [(0, 1)] * counts.n_tiles, self._shape, self._batch)
         self._driver.memcpy_htod(self._binder.batch, self._batch[: n_bytes // 4])
         for steps in self._ranges:

@@ -9,6 +9,7 @@ to the null block. Tiles are (first token, tokens): tokens of one sequence at co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +49,10 @@ def table_blocks(shape: Shape) -> int:
 
 def places(counts: Counts, shape: Shape) -> Places:
     """Where everything lies in the block of a batch of these counts."""
-    offsets, at = [], 0
     n = counts.n_tokens
-    for size in (n, n, n, counts.n_rows, (shape.n_seqs + 1) * table_blocks(shape), 2 * counts.n_tiles):
-        offsets.append(4 * at)
-        at += size
-    return Places(*offsets, 4 * at)
+    sizes = (n, n, n, counts.n_rows, (shape.n_seqs + 1) * table_blocks(shape), 2 * counts.n_tiles)
+    ids, positions, seqs, out_rows, tables, tiles, end = accumulate((4 * size for size in sizes), initial=0)
+    return Places(ids, positions, seqs, out_rows, tables, tiles, end)
 
 
 def block_bytes(shape: Shape) -> int:

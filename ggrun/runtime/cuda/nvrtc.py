@@ -76,9 +76,7 @@ class Nvrtc:
         """For people and for the cache."""
         return "NVRTC {}.{}".format(*self.version)
 
-    def compile(
-        self, text: str, name: str, target: str, options: Sequence[str] = (), headers: Mapping[str, str] | None = None
-    ) -> Compiled:
+    def compile(self, text: str, name: str, target: str, options: Sequence[str] = (), headers: Mapping[str, str] | None = None) -> Compiled:
         """Compile CUDA C. name: the file's, for messages; headers: include name to text. Raises CompileError."""
         program = ctypes.c_void_p()
         texts, names = _strings(list((headers or {}).values())), _strings(list(headers or {}))
@@ -118,7 +116,7 @@ def _strings(values: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
 def find() -> Nvrtc:
     """The compiler of this process. Raises NvrtcMissing."""
     chosen = os.environ.get("GGRUN_NVRTC")
-    tried = [chosen] if chosen else [*_packaged(), LIBRARY]
+    tried = [chosen] if chosen else [*packaged(), LIBRARY]
     why = ""
     for path in tried:
         try:
@@ -137,7 +135,8 @@ def _packages(part: str) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def _packaged() -> list[str]:
+def packaged() -> list[str]:
+    """Paths of the library in nvidia-cuda-nvrtc-cu12, none or one."""
     return [str(path) for folder in _packages("nvrtc") if (path := folder / "lib" / LIBRARY).exists()]
 
 

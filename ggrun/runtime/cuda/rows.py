@@ -71,13 +71,13 @@ def glu(gate: int, up: int, y: int, q8: int, n: int, n_rows: int) -> Launch:
     """y = silu(gate) * up, as float32 and as q8 rows. y or q8 may be 0; y may be gate or up. q8 needs n to be a multiple of 32."""
     _check_q8(q8, n)
     vector = _vector(n)
-    return Launch(f"glu__{vector}", (_pieces(n, vector), n_rows, 1), (_THREADS, 1, 1), pack("PPPPi", gate, up, y, q8, n))
+    return Launch(f"glu__{vector}", (n_rows, _pieces(n, vector), 1), (_THREADS, 1, 1), pack("PPPPi", gate, up, y, q8, n))
 
 
 def take_rows(x: int, rows: int, y: int, n: int, n_rows: int) -> Launch:
     """y[r] = x[rows[r]]. rows: int32 [n_rows]."""
     vector = _vector(n)
-    return Launch(f"take_rows__{vector}", (_pieces(n, vector), n_rows, 1), (_THREADS, 1, 1), pack("PPPi", x, rows, y, n))
+    return Launch(f"take_rows__{vector}", (n_rows, _pieces(n, vector), 1), (_THREADS, 1, 1), pack("PPPi", x, rows, y, n))
 
 
 def rope_table(positions: int, freq: int, table: int, half: int, magnitude: float, n_tokens: int) -> Launch:
@@ -114,5 +114,5 @@ def route(logits: int, ids: int, weights: int, n_expert: int, n_used: int, norma
 def expert_sum(x: int, weights: int, y: int, n: int, n_used: int, n_tokens: int) -> Launch:
     """y[t] = sum over slots s, in order, of weights[t][s] * x[t][s]. x: [n_tokens][n_used][n]; weights: [n_tokens][n_used]."""
     vector = _vector(n)
-    grid = (_pieces(n, vector), n_tokens, 1)
+    grid = (n_tokens, _pieces(n, vector), 1)
     return Launch(f"expert_sum__{vector}", grid, (_THREADS, 1, 1), pack("PPPii", x, weights, y, n, n_used))

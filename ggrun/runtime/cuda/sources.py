@@ -42,6 +42,11 @@ class Unit:
     text: str
     headers: dict[str, str]
 
+    @property
+    def name(self) -> str:
+        """For messages; must not be its file's, which it includes."""
+        return self.file.replace(".cuh", ".cu")
+
 
 @dataclass(frozen=True, slots=True)
 class Module:
@@ -132,7 +137,7 @@ def compile_unit(one: Unit, target: str, compiler: Nvrtc, folder: Path) -> Modul
     except OSError:
         pass
     includes = [f"-I{path}" for path in include_folders()]
-    made = compiler.compile(one.text, one.file.replace(".cuh", ".cu"), target, [*OPTIONS, *includes], one.headers)
+    made = compiler.compile(one.text, one.name, target, [*OPTIONS, *includes], one.headers)
     _keep(kept, made.image)
     return Module(one.kernels, made.image, made.log, True)
 

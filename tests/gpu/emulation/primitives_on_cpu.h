@@ -115,6 +115,7 @@ static inline void ldmatrix_x4_trans(unsigned* r, const void* row, EMULATION_HER
 static inline void ldmatrix_x2(unsigned* r, const void* row, EMULATION_HERE) { emulation::load_matrix<2, false>(r, row, line, file); }
 static inline void ldmatrix_x2_trans(unsigned* r, const void* row, EMULATION_HERE) { emulation::load_matrix<2, true>(r, row, line, file); }
 
+static inline float exp2_approx(float x) { return exp2f(x); }
 static inline unsigned transpose_8x8(unsigned r, EMULATION_HERE) {
     emulation::Transposed mine{r, 0};
 #if __CUDA_ARCH__ < 750

@@ -7,6 +7,7 @@
 //   mma_f16_m16n8k16(c, a, b)  c[4] += a[4] x b[2], half in, float out
 //   ldmatrix_x2/x4(_trans)(r, row)   r[2 or 4]: 8x8 matrices of 16-bit elements; lane 8i + j gives the address of row j of matrix i
 //   transpose_8x8(r)           of 16-bit elements: lane 4g + t brings (g, 2t..) and gets (2t.., g)
+//   exp2_approx(x)             2 ^ x to 2^-22, 0 at -infinity; tiny results are 0
 //   load_u8 ... load_u32x4(p)  weights: read once, past the cache's favourites; the emulation counts their bytes, and cp_async16_weights's
 //   DYNAMIC_SHARED(T, name)    the block's dynamic shared memory, 16-byte aligned
 //
@@ -99,6 +100,12 @@ __device__ __forceinline__ void mma_s8_m16n8k32(int*, const int*, const int*) { 
 __device__ __forceinline__ void mma_s8_m16n8k16(int*, const int*, const int*) { __trap(); }
 __device__ __forceinline__ void mma_f16_m16n8k16(float*, const unsigned*, const unsigned*) { __trap(); }
 #endif
+
+__device__ __forceinline__ float exp2_approx(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(result) : "f"(x));
+    return result;
+}
 
 #if __CUDA_ARCH__ >= 750
 __device__ __forceinline__ void ldmatrix_x4(unsigned* r, const void* row) {

@@ -6,21 +6,21 @@
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
-  for (int step = 16; step; step /= 2) v += __shfl_xor_sync(~0u, v, step);
-  return v;
+    for (int step = 16; step; step /= 2) v += __shfl_xor_sync(~0u, v, step);
+    return v;
 }
 
 __device__ __forceinline__ float warp_max(float v) {
 #pragma unroll
-  for (int step = 16; step; step /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, step));
-  return v;
+    for (int step = 16; step; step /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, step));
+    return v;
 }
 
 // Sum over a block of whole warps. Called once in a kernel: its shared memory is not guarded against a second use.
 __device__ __forceinline__ float block_sum(float v) {
-  __shared__ float parts[32];
-  v = warp_sum(v);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
-  __syncthreads();
-  return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : 0.0f);
+    __shared__ float parts[32];
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? parts[threadIdx.x % 32] : 0.0f);
 }
