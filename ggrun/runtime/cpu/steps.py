@@ -100,6 +100,8 @@ def _work(control, thread, work, since):
     """Claim and do one chunk of what `work` offers, or wait until it offers something else; returns when it last offered its core."""
     if work >> _NEXT_SHIFT < _chunks(work):
         since = _give_way(control, since)
+        if thread >= control_field(control, "active"):  # that took a while: this may be another run, with fewer threads
+            return since
         work = atomics.add(word(control, "work"), 1 << _NEXT_SHIFT)
         chunk, chunks = work >> _NEXT_SHIFT, _chunks(work)
         if chunk < chunks:
