@@ -77,6 +77,18 @@ def test_every_chunk_is_done_once(team: Team) -> None:
     assert memory.nbytes == len(chunks) * STEP_BYTES
 
 
+def test_cores_are_offered_before_every_chunk() -> None:
+    team = Team(3)
+    team.set(stint=0)
+    seen, threads = np.zeros(64, np.int64), np.zeros(3, np.int64)
+    memory = program(team, *[{"kernel": count.address, "n": 64, "y": seen.ctypes.data, "z": threads.ctypes.data}] * 10)
+    for active in (3, 1, 2):
+        assert team.run(active)
+    assert (seen == 30).all()
+    assert memory.size
+    team.close()
+
+
 def test_more_chunks_than_can_be_counted(team: Team) -> None:
     seen, threads = np.zeros((1 << 22) + 3, np.int64), np.zeros(8, np.int64)
     memory = program(team, {"kernel": count.address, "n": len(seen), "y": seen.ctypes.data, "z": threads.ctypes.data})

@@ -1,4 +1,4 @@
-"""Atomic operations on int64 words, the pause of a spinning core, giving the core away, and libc functions; from compiled code.
+"""Atomic operations on int64 words, the pause of a spinning core, giving the core away, the clock, and libc functions; from compiled code.
 
 All but `load_relaxed` are sequentially consistent: the sleep and wake protocol of `team` needs a store that later loads cannot pass.
 """
@@ -9,6 +9,7 @@ import platform
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ggrun.runtime.cpu.words import I64
@@ -16,6 +17,7 @@ from ggrun.runtime.cpu.words import I64
 _PAUSE = {  # what tells a core that it spins; other machines get nothing
     "x86_64": "llvm.x86.sse2.pause",
 }
+_CLOCK_MONOTONIC = 1
 
 
 def _word(builder, address):
@@ -80,3 +82,17 @@ def sched_yield(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def nanoseconds(typingctx):
+    """A clock that never goes back; some tens of nanoseconds to read."""
+
+    def codegen(context, builder, signature, args):
+        time = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
+        function = extern(builder, "clock_gettime", ir.IntType(32), [ir.IntType(32), time.type])
+        builder.call(function, [ir.Constant(ir.IntType(32), _CLOCK_MONOTONIC), time])
+        parts = builder.load(time)
+        return builder.add(builder.mul(builder.extract_value(parts, 0), ir.Constant(I64, 10**9)), builder.extract_value(parts, 1))
+
+    return types.int64(), codegen

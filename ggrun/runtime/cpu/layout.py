@@ -72,6 +72,7 @@ _CONTROL_LINES = (
         "active",
         "spins",
         "yields",
+        "stint",
         "steps",
         "steps_end",
         "scratch",

@@ -1,8 +1,8 @@
 """How a team's threads work through a list of steps, in compiled code: the leader's way, and the life of the others.
 
 A step is so many chunks, claimed one by one. It is over when its chunks are done, not when every thread has come by: a thread that
-lost its core to another program holds nobody up unless it is inside a chunk. Whoever finishes the last chunk goes on to the next
-step; steps of one chunk it does itself, without telling anyone. Knows nothing of what the steps compute.
+lost its core to another program holds nobody up unless it is inside a chunk, so threads offer their cores between chunks. Whoever finishes
+the last chunk goes on to the next step; steps of one chunk it does itself, without telling anyone. Knows nothing of what the steps compute.
 
 The word `work` is what there is to claim: from its low end 20 bits of serial number, 22 bits number of chunks, 21 bits next chunk.
 A claim adds to the last field; a chunk so claimed is of the step that `step` names until it is counted in `done`.
@@ -81,9 +81,27 @@ def _chunks(work):
 
 
 @njit
-def _work(control, thread, work):
-    """Claim and do one chunk of what `work` offers; or wait until it offers something else."""
+def _give_way(control, since):
+    """Offer the core when the last offer was a stint ago; returns when that was.
+
+    Beside a busy process a thread loses its core sooner or later: while it holds no chunk, nobody waits for it meanwhile.
+    """
+    if control_field(control, "active") == 1:  # nobody waits for its chunks
+        return since
+    now = atomics.nanoseconds()
+    if now - since < control_field(control, "stint"):
+        return since
+    atomics.sched_yield()
+    return atomics.nanoseconds()
+
+
+@njit
+def _work(control, thread, work, since):
+    """Claim and do one chunk of what `work` offers, or wait until it offers something else; returns when it last offered its core."""
     if work >> _NEXT_SHIFT < _chunks(work):
+        since = _give_way(control, since)
+        if thread >= control_field(control, "active"):  # that took a while: this may be another run, with fewer threads
+            return since
         work = atomics.add(word(control, "work"), 1 << _NEXT_SHIFT)
         chunk, chunks = work >> _NEXT_SHIFT, _chunks(work)
         if chunk < chunks:
@@ -92,7 +110,7 @@ def _work(control, thread, work):
                 _call(field(step, "kernel"), step, control, thread, chunk)
             if atomics.add(word(control, "done"), 1) == chunks - 1:
                 _go_on(control, thread, step + STEP_BYTES)
-        return  # also when the claim came too late: the word may be another by now, and say that the run is over
+        return since  # also when the claim came too late: the word may be another by now, and say that the run is over
     futex.wait(
         word(control, "work"),
         _STEP_MASK,
@@ -101,6 +119,7 @@ def _work(control, thread, work):
         control_field(control, "spins"),
         control_field(control, "yields"),
     )
+    return since
 
 
 def lead(control, active):
@@ -111,21 +130,23 @@ def lead(control, active):
     store_i64(word(control, "stopped"), 0)
     _go_on(control, 0, control_field(control, "steps"))
     work = atomics.load(word(control, "work"))
+    since = 0
     while _chunks(work) != 0:
-        _work(control, 0, work)
+        since = _work(control, 0, work, since)
         work = atomics.load(word(control, "work"))
     return control_field(control, "stopped")
 
 
 def serve(control, thread):
     """A worker's life: work when on the roster, else sleep, until the team quits."""
+    since = 0
     while True:
         work = atomics.load(word(control, "work"))
         roster = atomics.load(word(control, "roster"))
         if control_field(control, "quit") != 0:  # set before both words change: looked at after both were read
             return
         if thread < control_field(control, "active"):
-            _work(control, thread, work)
+            since = _work(control, thread, work, since)
         else:
             futex.wait(word(control, "roster"), _EVERY_BIT, roster, word(control, "absent"), 0, 0)
 

@@ -18,6 +18,7 @@ from ggrun.runtime.cpu.layout import CONTROL, CONTROL_BYTES, LINE
 
 SPINS = 2000  # pauses before the core is offered to others: some tens of microseconds
 YIELDS = 100  # offers before sleeping
+STINT = 1_000_000  # nanoseconds of work between offers: well below what a kernel grants before it takes the core away
 MAX_THREADS = 1 << 12
 
 
@@ -31,7 +32,7 @@ class Team:
         skip = -memory.ctypes.data % LINE
         self._words: NDArray[np.int64] = memory[skip : skip + CONTROL_BYTES].view(np.int64)
         self.control = self._words.ctypes.data
-        self.set(spins=SPINS, yields=YIELDS, active=1)
+        self.set(spins=SPINS, yields=YIELDS, stint=STINT, active=1)
         self._lead, serve, dismiss = compile.function("lead", 2), compile.function("serve", 2), compile.function("dismiss", 1)
         threads = [threading.Thread(target=serve, args=(self.control, i), name=f"ggrun-cpu-{i}", daemon=True) for i in range(1, n_threads)]
         # also runs before the interpreter ends: the workers must not outlive the control block

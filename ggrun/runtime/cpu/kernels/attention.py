@@ -22,7 +22,7 @@ from ggrun.runtime.cpu.kernels.softmax import add_partition, cap, softmax
 from ggrun.runtime.cpu.sizes import LANES, PARTITION, SCORE_BYTES, STATE_BYTES, TILE_TOKENS
 from ggrun.runtime.cpu.vectors import each, narrow_half, spread, vector_code
 from ggrun.runtime.cpu.words import control_field, field, load_f32, load_i32, real, store_f32, store_i32, word
-from quant.simd import F32, I16, Emitter, Value, vec
+from quant.simd import F32, I16, I32, Emitter, Value, vec
 
 BLOCK = KV_BLOCK_TOKENS
 _MINUS_INF = np.float32(-np.inf)
@@ -282,18 +282,44 @@ def _attend(step, control, scratch, first, rows, group, head, begin, start, end)
             add_partition(totals + STATE_BYTES * row, outputs + 4 * dim * row, states + STATE_BYTES * row, partial + 4 * dim * row, dim)
 
 
+@vector_code("iiiiifii")
+def _pack_few(e: Emitter, x0: Value, x1: Value, x2: Value, x3: Value, dim: Value, factor: Value, y: Value, stride: Value) -> None:
+    """FEW rows times factor as [dim][FEW] of float32, `stride` bytes from one dimension to the next."""
+    xs = (x0, x1, x2, x3)
+    wide, whole = vec(F32, FEW), e.b.and_(dim, e.const(-4))
+
+    def four(index: Value) -> None:
+        scaled = [e.b.fmul(e.load(x, wide, e.b.shl(index, e.const(2))), e.splat(factor, FEW)) for x in xs]
+        for i, column in enumerate(e.transpose4([e.cast(row, vec(I32, FEW)) for row in scaled])):
+            e.store(column, e.at(y, e.offset(index, i), stride))
+
+    def one(index: Value) -> None:
+        for r, x in enumerate(xs):
+            e.store(e.b.fmul(e.load(x, F32, e.b.shl(index, e.const(2))), factor), e.at(y, index, stride), 4 * r)
+
+    e.range(e.const(0), whole, four, step=4)
+    e.range(whole, dim, one)
+
+
+@njit
+def _query(step, first, row, group, head):
+    """Address of a row's query."""
+    return field(step, "x") + (first + row // group) * field(step, "x_stride") + 4 * (head * group + row % group) * field(step, "dim_k")
+
+
 @njit
 def _pack_queries(step, scratch, first, rows, group, head):
     """The rows' queries, scaled, as [dim_k][rows]."""
-    dim = field(step, "dim_k")
     padded = _padded(rows)
     scale = np.float32(real(step, "f0"))
     queries = scratch + field(step, "queries")
-    _clear(queries, padded * dim)
-    for row in range(rows):
-        x = field(step, "x") + (first + row // group) * field(step, "x_stride") + 4 * (head * group + row % group) * dim
-        for i in range(dim):
-            store_f32(queries + 4 * (i * padded + row), load_f32(x + 4 * i) * scale)
+    last = rows - 1  # stands in for rows that are not there: what comes of them is not read
+    for row in range(0, padded, FEW):
+        x0 = _query(step, first, row, group, head)
+        x1 = _query(step, first, min(row + 1, last), group, head)
+        x2 = _query(step, first, min(row + 2, last), group, head)
+        x3 = _query(step, first, min(row + 3, last), group, head)
+        _pack_few(x0, x1, x2, x3, field(step, "dim_k"), scale, queries + 4 * row, 4 * padded)
 
 
 def attention(step, control, thread, chunk):

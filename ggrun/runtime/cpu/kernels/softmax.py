@@ -43,7 +43,7 @@ def softmax(e: Emitter, scores: Value, low: Value, high: Value, state: Value) ->
     least = e.const(float("-inf"), wide)
     begin = b.and_(low, e.const(-STEP))
 
-    def largest(index: Value, tops: list[Value]) -> list[Value]:
+    def largest_seen(index: Value, tops: list[Value]) -> list[Value]:
         """Running maxima; what the row does not see becomes -inf."""
         at = e.at(scores, index, 4)
         first = e.splat(b.trunc(index, I32), LANES)
@@ -56,7 +56,16 @@ def softmax(e: Emitter, scores: Value, low: Value, high: Value, state: Value) ->
             result.append(_larger(e, part, top))
         return result
 
-    tops = e.loop(begin, high, largest, [least] * _VECTORS, step=STEP)
+    def largest(index: Value, tops: list[Value]) -> list[Value]:
+        """Running maxima where the row sees all."""
+        at = e.at(scores, index, 4)
+        return [_larger(e, e.load(at, wide, 4 * LANES * j), top) for j, top in enumerate(tops)]
+
+    whole_low, whole_high = b.and_(e.offset(low, STEP - 1), e.const(-STEP)), b.and_(high, e.const(-STEP))
+    tops = e.loop(begin, whole_low, largest_seen, [least] * _VECTORS, step=STEP)
+    tops = e.loop(whole_low, whole_high, largest, tops, step=STEP)
+    rest = b.select(b.icmp_signed(">", whole_low, whole_high), whole_low, whole_high)
+    tops = e.loop(rest, high, largest_seen, tops, step=STEP)
     top = _larger(e, _larger(e, tops[0], tops[1]), _larger(e, tops[2], tops[3]))
     while top.type.count > 1:
         half = top.type.count // 2
