@@ -105,6 +105,10 @@ class SegmentExecutor(Protocol):
         """
         ...
 
+    def highest(self, n_rows: int, k: int) -> Highest | None:
+        """The k highest logits of each row that the last stage left; None where all of them are as near, or one is not finite."""
+        ...
+
     def put(self, name: str, array: NDArray[np.generic]) -> None:
         """Fill the first rows of a buffer; may return before `array` was read, see `fence`."""
         ...

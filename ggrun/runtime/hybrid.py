@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ggrun.plan.device import Stage, Take
 from ggrun.program.program import Program
-from ggrun.runtime.executor import Batch, Cancelled, SegmentExecutor
+from ggrun.runtime.executor import Batch, Cancelled, Highest, SegmentExecutor
 
 
 class HybridExecutor:
@@ -42,18 +42,28 @@ class HybridExecutor:
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits float32 [R, n_vocab], valid until the next run. Raises Cancelled after abort."""
+        logits = self._run(batch, 0)
+        assert not isinstance(logits, Highest)
+        return logits
+
+    def run_highest(self, batch: Batch, k: int) -> NDArray[np.float32] | Highest:
+        """Like `run`, or the k highest logits of each row when the last stage's device finds them."""
+        return self._run(batch, k)
+
+    def _run(self, batch: Batch, k: int) -> NDArray[np.float32] | Highest:
         try:
             for executor in self._executors:
                 executor.start(batch)
             for stage in self._stages:
                 self._run_stage(stage, batch)
             last = self._executors[self._stages[-1].segment]
-            logits = last.rows(self._output, len(batch.out_rows))
+            highest = last.highest(len(batch.out_rows), k) if k else None
+            logits = last.rows(self._output, len(batch.out_rows)).view(np.float32) if highest is None else highest
             for index, executor in enumerate(self._executors):
                 if executor is not last:
                     self._release(index)
                     executor.fence()
-            return logits.view(np.float32)
+            return logits
         except Cancelled:
             self._settle_abort()
             raise

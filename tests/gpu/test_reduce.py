@@ -17,13 +17,20 @@ def emulator() -> Emulator:
 
 def check(emulator: Emulator, logits: np.ndarray, k: int, order: int) -> None:
     n_rows, n_vocab = logits.shape
-    work, out = poisoned(reduce.work_bytes(n_vocab, n_rows, k), np.uint8), Frame((n_rows, 2, k), np.int32)
+    work, out = poisoned(reduce.work_bytes(n_vocab, n_rows, k), np.uint8), Frame((n_rows, 2 * k + 2), np.int32)
     assert out.array.nbytes == reduce.out_bytes(n_rows, k)
     logits = guarded(logits)
     emulator.run(reduce.top_k(logits.ctypes.data, n_vocab, n_rows, k, work.ctypes.data, out.address), order)
     right = np.argsort(-np.nan_to_num(logits, nan=-np.inf), -1, kind="stable")[:, :k]
-    assert np.array_equal(out.array[:, 1], right)
-    assert np.array_equal(out.array[:, 0].copy().view(np.float32), np.take_along_axis(logits, right, -1))
+    assert np.array_equal(out.array[:, k : 2 * k], right)
+    assert np.array_equal(out.array[:, :k].copy().view(np.float32), np.take_along_axis(logits, right, -1))
+    greatest, total = out.array[:, 2 * k :].copy().view(np.float32).astype(np.float64).T
+    for row, most, found in zip(logits.astype(np.float64), greatest, total):
+        if np.isfinite(row.max()):
+            assert most == row.max()
+            assert found == pytest.approx(np.exp(row - row.max()).sum(), rel=1e-4)  # float32 sums of approximate exponentials
+        else:
+            assert not np.isfinite(found)
     assert out.whole()
 
 
@@ -42,16 +49,18 @@ def test_ties_signs_and_extremes(emulator: Emulator) -> None:
     logits[2] = -7.5
     logits[3, :8990] = -np.inf
     logits[3, [5, 8000]] = np.inf
+    logits = np.concatenate([logits, np.full((1, 9000), -np.inf, np.float32)])
     check(emulator, logits, 100, 7)
 
 
 def test_nan_is_below_all(emulator: Emulator) -> None:
     logits = np.full((1, 64), np.nan, np.float32)
     logits[0, [9, 3, 60]] = (-2e38, 1, 5)
-    work, out = poisoned(reduce.work_bytes(64, 1, 8), np.uint8), poisoned((2, 8), np.int32)
+    work, out = poisoned(reduce.work_bytes(64, 1, 8), np.uint8), poisoned(18, np.int32)
     logits = guarded(logits)
     emulator.run(reduce.top_k(logits.ctypes.data, 64, 1, 8, work.ctypes.data, out.ctypes.data))
-    assert out[1].tolist() == [60, 3, 9, 0, 1, 2, 4, 5]
+    assert out[8:16].tolist() == [60, 3, 9, 0, 1, 2, 4, 5]
+    assert np.isnan(out[16:].view(np.float32)[1])
 
 
 @pytest.mark.slow

@@ -177,6 +177,9 @@ class CpuExecutor:
         """All logits: they are in memory anyway."""
         return self.run(batch)
 
+    def highest(self, n_rows: int, k: int) -> None:
+        """All logits are in memory."""
+
     def abort(self) -> None:
         self._team.abort()
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ggrun.plan.device import KvPlace, Segment, Shape
 from ggrun.program import params as p
-from ggrun.program.program import Op, Program
+from ggrun.program.program import Buffer, Op, Program
 from ggrun.program.rope import frequencies
-from ggrun.runtime.cuda import attention, inputs, matmul, rows
-from ggrun.runtime.cuda.device import BATCH, CudaStep, rope_names
+from ggrun.runtime.cuda import attention, inputs, matmul, reduce, rows
+from ggrun.runtime.cuda.device import BATCH, HIGHEST, KEPT, CudaStep, rope_names
 from ggrun.runtime.cuda.inputs import Counts
 from ggrun.runtime.cuda.launch import Arch, Launch
 
@@ -58,6 +58,10 @@ class Binder:
             if call.n_rows:
                 found += BIND[step.kernel.partition(".")[0]](call)
         return found
+
+    def highest(self, output: Buffer, n_rows: int, k: int) -> list[Launch]:
+        """Launches that leave the k highest of each row of logits in the area HIGHEST, see `reduce`."""
+        return reduce.top_k(self.area(output.name), output.width, n_rows, k, self.area(KEPT), self.area(HIGHEST))
 
     def constants(self) -> Iterator[tuple[int, NDArray[np.generic]]]:
         """(address, values) of what must be on the device beside the weights: rotary frequencies, float64."""

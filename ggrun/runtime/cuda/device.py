@@ -17,7 +17,7 @@ from ggrun.plan.device import Lowered, Shape, Step, missing
 from ggrun.program import params as p
 from ggrun.program.program import KvState, Op, Program
 from ggrun.program.rope import frequencies
-from ggrun.runtime.cuda import attention, inputs, matmul, rows
+from ggrun.runtime.cuda import attention, inputs, matmul, reduce, rows
 from ggrun.runtime.cuda.launch import Arch
 
 # What the driver takes for itself: guesses until `ggrun tune` has measured it.
@@ -25,7 +25,8 @@ CONTEXT_BYTES = 384 << 20  # its context
 OWN_BYTES = CONTEXT_BYTES + (64 << 20)  # and the kernels' code and stacks
 ALIGN = 256  # bytes; what the driver's own allocations start at
 STAGING_BYTES = 8 << 20  # of each of the two halves of the pinned block that weights pass through
-BATCH, SPLITS = "batch", "attention:work"  # work areas
+BATCH, SPLITS, KEPT, HIGHEST = "batch", "attention:work", "highest:work", "highest"  # work areas
+HIGHEST_ROWS = 32  # rows of logits whose highest are found here; more are fetched whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class CudaDevice:
                     lower(lowering, op)
         if lowering.missing:
             raise missing(self.name, lowering.missing)
+        lowering.highest()
         return Lowered(tuple(lowering.steps), lowering.work)
 
     def thread_bytes(self, lowered: Lowered, program: Program, shape: Shape) -> int:
@@ -178,6 +180,13 @@ class _Lowering:
         """One step; its weights are those of its ops, its unit the first op's, its params the last op's."""
         names = tuple(name for op in ops for name in op.weights) if weights is None else tuple(weights)
         self.steps.append(CudaStep(kernel, tuple(inputs), tuple(outputs), names, ops[-1].params, ops[0].unit, tuple(ops)))
+
+    def highest(self) -> None:
+        """Room for the highest logits, where these are computed here."""
+        output = next(b for b in self.program.buffers.values() if b.role == "output")
+        if output.name in self._writer and (k := reduce.most(output.width)):
+            n_rows = min(self.shape.n_logits, HIGHEST_ROWS)
+            self.work |= {KEPT: reduce.work_bytes(output.width, n_rows, k), HIGHEST: reduce.out_bytes(n_rows, k)}
 
     def n_rows(self, buffer: str) -> int:
         return self.shape.n_ubatch if self.program.buffers[buffer].rows == "T" else self.shape.n_logits

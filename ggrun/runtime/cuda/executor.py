@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from ggrun.errors import GgrunError
 from ggrun.plan.device import Segment, Shape
 from ggrun.program.program import Buffer, Program
-from ggrun.runtime.cuda import attention, graph, inputs, matmul, modules, probe
+from ggrun.runtime.cuda import attention, graph, inputs, matmul, modules, probe, reduce
 from ggrun.runtime.cuda.bind import Binder, Tensor
-from ggrun.runtime.cuda.device import CudaDevice, pinned
+from ggrun.runtime.cuda.device import HIGHEST, HIGHEST_ROWS, CudaDevice, pinned
 from ggrun.runtime.cuda.driver import DriverError, devices
 from ggrun.runtime.cuda.inputs import Counts
 from ggrun.runtime.cuda.memory import Arena, Pinned, register
 from ggrun.runtime.cuda.queue import Prepared, Queue
 from ggrun.runtime.cuda.upload import upload
-from ggrun.runtime.executor import Batch, Cancelled, Progress
+from ggrun.runtime.executor import Batch, Cancelled, Highest, Progress
 
 KEPT_LISTS = 32  # launch lists of batch sizes seen last
 
@@ -80,6 +80,7 @@ class CudaExecutor:
             self._binder = Binder(self._program, self._segment, self._shape, tensors, self._device.arch, self._arena.address)
             classes = self._classes()
             names = {launch.kernel for counts in classes for steps in self._ranges for launch in self._binder.launches(*steps, counts)}
+            names.update(reduce.KERNELS if HIGHEST in self._segment.offsets else ())
             functions = modules.load(self._driver, sorted(names), self._device.arch, progress)
             self._queue = Queue(self._driver, functions, lambda: self._abort)
             self._closing.append(self._queue.close)
@@ -148,6 +149,8 @@ class CudaExecutor:
         self._driver.memcpy_htod(self._binder.batch, self._batch[: n_bytes // 4])
         for steps in self._ranges:
             self._queue.enqueue(self._queue.prepare(self._binder.launches(*steps, counts)))
+        if counts.n_rows and HIGHEST in self._segment.offsets:
+            self._queue.enqueue(self._highest(1, 1))
         self._queue.wait()
 
     def _capture(self) -> None:
@@ -172,6 +175,9 @@ class CudaExecutor:
 
     def _bucket_counts(self, rows: int) -> Counts:
         return Counts(rows, min(rows, self._shape.n_logits))
+
+    def _highest(self, n_rows: int, k: int) -> list[Prepared]:
+        return self._queue.prepare(self._binder.highest(self._output, n_rows, k))
 
     def _prepared(self, steps: Range, counts: Counts) -> list[Prepared]:
         """The launches of a stage, made when its counts are first seen."""
@@ -205,6 +211,33 @@ class CudaExecutor:
             for steps in self._ranges:
                 self._run_stage(steps)
             return self._rows(self._output, len(batch.out_rows), None).view(np.float32)
+
+    def run_highest(self, batch: Batch, k: int) -> NDArray[np.float32] | Highest:
+        """Like `run`; when the k highest logits of each row can be found here and are all finite, only they are fetched."""
+        with self._context.use():
+            self._start(batch)
+            for steps in self._ranges:
+                self._run_stage(steps)
+        found = self.highest(len(batch.out_rows), k)
+        return self.rows(self._output.name, len(batch.out_rows)).view(np.float32) if found is None else found
+
+    def highest(self, n_rows: int, k: int) -> Highest | None:
+        """The k highest logits of each of n_rows rows that the last stage left; None when they have to be looked for among all logits."""
+        n_bytes = reduce.out_bytes(n_rows, k)
+        fits = n_rows <= HIGHEST_ROWS and 0 < k <= reduce.most(self._output.width) and n_bytes <= self._logits.nbytes
+        if HIGHEST not in self._segment.offsets or not n_rows or not fits:
+            return None
+        with self._context.use():
+            into = self._logits[:n_bytes]
+            self._queue.enqueue(self._highest(n_rows, k))
+            self._driver.memcpy_dtoh_async(into, self._binder.area(HIGHEST), self._queue.stream)
+            self._wait()
+        logits = into.view(np.float32).reshape(n_rows, 2 * k + 2)
+        with np.errstate(all="ignore"):
+            log_totals = logits[:, 2 * k].astype(np.float64) + np.log(logits[:, 2 * k + 1].astype(np.float64))
+        if not np.isfinite(log_totals).all():
+            return None
+        return Highest(into.view(np.int32).reshape(n_rows, 2 * k + 2)[:, k : 2 * k], logits[:, :k], log_totals)
 
     def start(self, batch: Batch) -> None:
         """Check a batch and send its numbers to the device."""

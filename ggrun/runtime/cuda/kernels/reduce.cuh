@@ -1,4 +1,5 @@
-// The k highest logits of each row with their ids, falling, ties: lower id first.
+// The k highest logits of each row with their ids, falling, ties: lower id first; and the row's greatest logit m with the sum of exp(x - m)
+// over all its logits x, no number when a logit is none or when all are -infinity.
 //
 // A logit and its id make one key, higher is better: 32 bits that order as floats do, then 18 bits of 2^18 - 1 - id. Keys are different
 // from each other, so that the k highest are a set that no order of threads can change. A block finds the k-th highest of its keys bit by
@@ -59,35 +60,88 @@ __device__ __forceinline__ void select(const Key (&keys)[PER], int k, Key* kept)
     for (int i = next + threadIdx.x; i < k; i += THREADS) kept[i] = 0;
 }
 
+// All threads get, of the block, the greatest value, which is never a NaN
+__device__ __forceinline__ float block_max(float x, float* parts) {
+#pragma unroll
+    for (int step = 16; step; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = parts[threadIdx.x % 32];
+#pragma unroll
+    for (int step = 16; step; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    return x;
+}
+
+// All threads get the sum over the block, in an order that is always the same
+__device__ __forceinline__ float block_sum(float x, float* parts) {
+#pragma unroll
+    for (int step = 16; step; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = parts[threadIdx.x % 32];
+#pragma unroll
+    for (int step = 16; step; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
+
+// (greatest, sum of scale * exp(x - greatest)) of the block's x; a part of -infinity alone adds nothing
+template <int N>
+__device__ __forceinline__ float2 total_of(const float (&x)[N], const float (&scale)[N], float* most, float* sums) {
+    float greatest = x[0];
+#pragma unroll
+    for (int i = 1; i < N; i++) greatest = fmaxf(greatest, x[i]);
+    greatest = block_max(greatest, most);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; i++) sum += x[i] == -INFINITY ? 0.0f : scale[i] * __expf(x[i] - greatest);
+    return make_float2(greatest, block_sum(sum, sums));
+}
+
 }  // namespace reduce
 
-// kept[row][part][k]: the highest of logits [rows][n]. grid: (parts of 8192 logits, rows)
+// kept[row][part][k]: the highest of logits [rows][n]; totals[row][part]. grid: (parts of 8192 logits, rows)
 #define KERNEL_top_k_parts()                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(1024) top_k_parts(const float* logits, reduce::Key* kept, int n, int k) {                 \
+    extern "C" __global__ void __launch_bounds__(1024) top_k_parts(const float* logits, reduce::Key* kept, float2* totals, int n, int k) { \
+        __shared__ float most[32], sums[32];                                                                                               \
         reduce::Key keys[reduce::PER];                                                                                                     \
+        float x[reduce::PER], ones[reduce::PER];                                                                                           \
         for (int i = 0; i < reduce::PER; i++) {                                                                                            \
             const int id = blockIdx.x * reduce::PART + i * reduce::THREADS + threadIdx.x;                                                  \
-            keys[i] = id < n ? reduce::key_of(logits[(size_t)blockIdx.y * n + id], id) : 0;                                                \
+            x[i] = id < n ? logits[(size_t)blockIdx.y * n + id] : -INFINITY;                                                               \
+            ones[i] = 1.0f;                                                                                                                \
+            keys[i] = id < n ? reduce::key_of(x[i], id) : 0;                                                                               \
         }                                                                                                                                  \
-        reduce::select(keys, k, kept + ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * k);                                                 \
+        const size_t part = (size_t)blockIdx.y * gridDim.x + blockIdx.x;                                                                   \
+        const float2 total = reduce::total_of(x, ones, most, sums);                                                                        \
+        if (threadIdx.x == 0) totals[part] = total;                                                                                        \
+        reduce::select(keys, k, kept + part * k);                                                                                          \
     }
 
-// out[row]: float logits [k], then int ids [k]. kept: n (<= 8192) keys a row. grid: (1, rows)
+// out[row]: float logits [k], int ids [k], float greatest, float sum. kept: n_parts * k (<= 8192) keys a row. grid: (1, rows)
 #define KERNEL_top_k_merge()                                                                                                               \
-    extern "C" __global__ void __launch_bounds__(1024) top_k_merge(const reduce::Key* kept, float* out, int n, int k) {                    \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                                     \
+    top_k_merge(const reduce::Key* kept, const float2* totals, float* out, int n_parts, int k) {                                           \
         __shared__ reduce::Key best[reduce::MAX_K];                                                                                        \
+        __shared__ float most[32], sums[32];                                                                                               \
         reduce::Key keys[reduce::PER];                                                                                                     \
         for (int i = 0; i < reduce::PER; i++) {                                                                                            \
             const int at = i * reduce::THREADS + threadIdx.x;                                                                              \
-            keys[i] = at < n ? kept[(size_t)blockIdx.y * n + at] : 0;                                                                      \
+            keys[i] = at < n_parts * k ? kept[(size_t)blockIdx.y * n_parts * k + at] : 0;                                                  \
         }                                                                                                                                  \
         reduce::select(keys, k, best);                                                                                                     \
+        const float2 part = threadIdx.x < n_parts ? totals[(size_t)blockIdx.y * n_parts + threadIdx.x] : make_float2(-INFINITY, 0.0f);     \
+        const float x[1] = {part.x}, scale[1] = {part.y};                                                                                  \
+        const float2 total = reduce::total_of(x, scale, most, sums);                                                                       \
+        float* row = out + (size_t)blockIdx.y * (2 * k + 2);                                                                               \
+        if (threadIdx.x == 0) {                                                                                                            \
+            row[2 * k] = total.x;                                                                                                          \
+            row[2 * k + 1] = total.x == -INFINITY ? NAN : total.y;                                                                         \
+        }                                                                                                                                  \
         __syncthreads();                                                                                                                   \
         if (threadIdx.x >= k) return;                                                                                                      \
         const reduce::Key mine = best[threadIdx.x];                                                                                        \
         int rank = 0;                                                                                                                      \
         for (int i = 0; i < k; i++) rank += best[i] > mine;                                                                                \
-        float* row = out + (size_t)blockIdx.y * 2 * k;                                                                                     \
         row[rank] = reduce::logit_of(mine);                                                                                                \
         ((int*)row)[k + rank] = (int)(reduce::MAX_ID - (unsigned)(mine & reduce::MAX_ID));                                                 \
     }
