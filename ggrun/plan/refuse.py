@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from shlex import join
 
 from ggrun.errors import GgrunError
 from ggrun.plan.ledger import human
@@ -18,13 +19,13 @@ def refusal(task: Task, plan: Plan) -> DoesNotFit:
     """The error for a task for which nothing fits; plan: what it asks for, laid out."""
     solver = Solver(task)
     near = [words(pins, request) for pins, request in nearest(task)]
-    listed = "; ".join(" ".join(flags) for flags in near)
-    return DoesNotFit(
-        _problem(solver, task, plan),
-        f"these fit: {listed}" if near else "not even the smallest context fits: take a smaller quantization",
-        near,
-        plan,
-    )
+    if near:
+        advice = "these fit: " + "; ".join(join(flags) or "no flag at all" for flags in near)
+    elif task.request.load_mode != "mmap" and solver.excess(plan, solver.rooms[0], margins=False) > 0:
+        advice = "take a smaller quantization, or --load-mode mmap, which reads from the disk what does not fit, slowly"
+    else:
+        advice = "no smaller context or cache fits: take a smaller quantization"
+    return DoesNotFit(_problem(solver, task, plan), advice, near, plan)
 
 
 def words(pins: Pins, request: Request) -> list[str]:
@@ -90,7 +91,7 @@ def _smaller_context(task: Task) -> int:
 
 def _problem(solver: Solver, task: Task, plan: Plan) -> str:
     """Which devices it does not fit, and what takes the room there."""
-    asked = " ".join(words(task.pins, task.request)) or "the smallest context"
+    asked = join(words(task.pins, task.request)) or "the smallest context"
     said = []
     for room in solver.rooms:
         if solver.excess(plan, room, margins=False) > 0:

@@ -130,14 +130,14 @@ class Solver:
         n, experts = pins.n_gpu_layers, pins.n_cpu_moe
         if fixed:
             n, experts = ALL if n is None else n, experts or 0
-        if not has_experts(self.task.program):
-            experts = 0
+        if n == 0 or not has_experts(self.task.program):
+            experts = experts or 0
         subsets = [self.gpus] if pins.split or pins.devices or len(self.gpus) == 1 else [self.gpus, *((gpu,) for gpu in self.gpus)]
         families = []
         for gpus in subsets:
             counts = range(most + 1) if n is None else [min(n, most)]
             moe = [0] if experts is None else [min(experts, layers)]
-            if experts is None and (n is None or n > 0):
+            if experts is None:
                 top = most if n is None else min(n, most)
                 lines = [(k, layers) for k in counts if k < top] + [(top, m) for m in range(layers, -1, -1)]
                 families.append(self._embedded(lines, gpus))

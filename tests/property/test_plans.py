@@ -1,17 +1,20 @@
 """Plans over several devices: whatever the model and the flags, nothing is overwritten before it was read, every byte is listed once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ggrun.errors import GgrunError
 from ggrun.plan.device import Segment
 from ggrun.plan.pins import read_pins
 from ggrun.plan.placement import Choice, place
-from ggrun.plan.planner import Plan, Request
+from ggrun.plan.planner import DoesNotFit, Plan, Request
+from ggrun.plan.refuse import nearest
 from ggrun.plan.segments import lay_out
-from tests.plan_machines import machine, mixture
+from ggrun.plan.solve import solve
+from tests.plan_machines import machine, mixture, task
 
 MODELS = st.builds(mixture, st.integers(1, 5), st.sampled_from([0, 4]), st.just(256), st.just(512), st.booleans())
 PATTERNS = st.sampled_from(
@@ -173,3 +176,52 @@ def test_plans_keep_their_promises(model: object, flags: dict[str, object], choi
     check_arenas(plan)
     check_ledger(plan, file_bytes)
     run(plan)
+
+
+SOLVABLE = st.fixed_dictionaries(
+    {},
+    optional={
+        "n_gpu_layers": st.sampled_from(["auto", "all", "0", "1", "3", "5", "17"]),
+        "n_cpu_moe": st.integers(0, 6),
+        "n_cpu_ffn": st.integers(0, 6),
+        "kv_offload": st.booleans(),
+        "tensor_split": st.sampled_from(["1", "3,1", "0,1"]),
+        "split_mode": st.sampled_from(["layer", "none"]),
+        "vram_budget": st.sampled_from(["700MiB", "1GiB"]),
+        "fit": st.sampled_from(["on", "off"]),
+        "fit_target": st.sampled_from(["0", "100"]),
+        "fit_ctx": st.sampled_from([256, 4096]),
+    },
+)
+LARGE = st.builds(mixture, st.integers(1, 5), st.sampled_from([0, 8]), st.just(1024), st.just(3584), st.booleans())
+
+
+@settings(max_examples=60)
+@given(LARGE, SOLVABLE, st.lists(st.floats(0.4, 1.5), max_size=2), st.floats(0.3, 3), st.sampled_from([0, 256, 5000, 32768, 200000]))
+def test_what_is_found_fits_and_so_does_what_is_advised(
+    model: object, flags: dict[str, object], vram: list[float], ram: float, n_ctx: int
+) -> None:
+    job = task(model, machine(vram, ram), n_ctx, **flags)  # type: ignore[arg-type]
+    try:
+        plan = solve(job)
+    except DoesNotFit as refused:
+        assert refused.plan is not None
+        assert any(refused.plan.ledger.total(room.device) > room.limit_bytes - room.margin_bytes for room in refused.plan.rooms)
+        for pins, request in nearest(job):
+            assert solve(replace(job, pins=pins, request=request))
+        return
+    except GgrunError as error:
+        assert str(error).startswith("-ts has 2 shares")
+        return
+    for room in plan.rooms:
+        assert plan.ledger.total(room.device) <= room.limit_bytes
+    if n_ctx:
+        assert plan.shape.n_ctx == n_ctx
+    check_units(plan)
+    check_stages(plan)
+    check_arenas(plan)
+    run(plan)
+    layers = flags.get("n_gpu_layers", "auto")
+    if vram and layers not in ("auto", "all"):
+        assert plan.choice is not None
+        assert plan.choice.n_gpu_layers == min(int(str(layers)), len(model[1].states) + 1)  # type: ignore[index]
