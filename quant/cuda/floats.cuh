@@ -7,7 +7,7 @@
 
 struct PlainNumbers {
     static constexpr bool FLOAT = true, HALVES = false, MINIMA = false;
-    static constexpr int BLOCK = 1;
+    static constexpr int BLOCK = 1, PIECES = 1;
 };
 
 // Two-byte numbers: the eight of a unit in four words.

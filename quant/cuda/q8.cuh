@@ -8,10 +8,8 @@
 #include "primitives.cuh"
 
 __device__ __forceinline__ int q8_row_bytes(int k) { return (k + k / 8 + k / 4 + 15) & ~15; }
-__device__ __forceinline__ float* q8_scales(void* row, int k) { return (float*)((char*)row + k); }
-__device__ __forceinline__ float* q8_sums(void* row, int k) { return (float*)((char*)row + k + k / 8); }
-__device__ __forceinline__ const float* q8_scales(const void* row, int k) { return (const float*)((const char*)row + k); }
-__device__ __forceinline__ const float* q8_sums(const void* row, int k) { return (const float*)((const char*)row + k + k / 8); }
+__device__ __forceinline__ int q8_scales_at(int k) { return k; }
+__device__ __forceinline__ int q8_sums_at(int k) { return k + k / 8; }
 
 // Writes four neighbouring elements (at: a multiple of 4) of a row. The eight lanes that hold 32 neighbours call it together;
 // a whole warp has to call it, `inside` is false where there is nothing to write.
@@ -27,6 +25,6 @@ __device__ __forceinline__ void q8_store(void* row, int k, int at, float4 v, boo
     for (int lanes = 1; lanes < 4; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
     if (!inside) return;
     *(int*)((char*)row + at) = (a & 255) | (b & 255) << 8 | (c & 255) << 16 | e << 24;
-    if (at % 32 == 0) q8_scales(row, k)[at / 32] = d;
-    if (at % 16 == 0) q8_sums(row, k)[at / 16] = d * (float)sum;
+    if (at % 32 == 0) ((float*)((char*)row + q8_scales_at(k)))[at / 32] = d;
+    if (at % 16 == 0) ((float*)((char*)row + q8_sums_at(k)))[at / 16] = d * (float)sum;
 }

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from ggrun.runtime.cuda import matmul
@@ -23,6 +24,10 @@ from tests.gpu.emulation.kernels import ORDERS, Emulator, guarded, poisoned
 __all__ = ["ORDERS", "guarded", "poisoned"]
 
 NAMES = [fmt.name for fmt in FORMATS.values()]
+FLOATS = ("F32", "F16", "BF16")
+USUAL = ("F16", "Q4_K", "Q6_K", "Q8_0", "Q2_K")
+"""Formats that quick tests try in every kernel; they have among them every way that blocks differ in. Slow tests take the others."""
+
 SHARED_BYTES = {61: 49152, 75: 65536, 80: 166912, 86: 101376, 90: 232448}
 ROUNDING = 1e-5
 Floats = NDArray[np.float32]
@@ -41,6 +46,11 @@ def at(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
+def usual_first() -> list[Any]:
+    """Parameters: every format, those beyond USUAL where slow tests run."""
+    return [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+
+
 def arch(cc: int, n_sm: int = 16) -> Arch:
     return Arch(cc, n_sm, SHARED_BYTES[cc])
 
@@ -50,7 +60,20 @@ def emulator(cc: int) -> Emulator:
     return Emulator(cc)
 
 
+@functools.cache
+def prepare(name: str) -> None:
+    """Compile the kernels of a format that the quick tests use on sm_80 together: quicker than one by one."""
+    kernels = [f"embed__{name}", f"gemv__{name}__1", f"gemv__{name}__2", f"gemm__{name}__{64 if name in FLOATS else 16}"]
+    if name in USUAL:
+        kernels += [f"gemv__{name}__8", f"gated__{name}__1", f"gated__{name}__4", f"expert_gemv__{name}", f"expert_gemm__{name}__64"]
+    emulator(80).prepare(kernels)
+
+
 def run(launches: Launch | Iterable[Launch], order: int = 0, cc: int = 80) -> int:
+    launches = [launches] if isinstance(launches, Launch) else list(launches)
+    for launch in launches:
+        if cc == 80 and "__" in launch.kernel:
+            prepare(launch.kernel.split("__")[1])
     return emulator(cc).run(launches, order)
 
 

@@ -27,7 +27,9 @@ def check(emulator: Emulator, logits: np.ndarray, k: int, order: int) -> None:
     assert out.whole()
 
 
-@pytest.mark.parametrize(("n_vocab", "k", "n_rows", "order"), [(1, 1, 1, 0), (300, 256, 2, 1), (8192, 40, 1, 7), (8193, 256, 2, 0), (20000, 1, 3, 7)])
+@pytest.mark.parametrize(
+    ("n_vocab", "k", "n_rows", "order"), [(1, 1, 1, 0), (300, 256, 2, 1), (8192, 40, 1, 7), (8193, 256, 2, 0), (20000, 1, 3, 7)]
+)
 def test_random_logits(emulator: Emulator, n_vocab: int, k: int, n_rows: int, order: int) -> None:
     check(emulator, (np.random.default_rng(n_vocab).standard_normal((n_rows, n_vocab)) * 10).astype(np.float32), k, order)
 

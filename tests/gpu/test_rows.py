@@ -62,7 +62,8 @@ def test_norm(emulator: Emulator, n: int, added: bool) -> None:
     right = right_total.astype(np.float64)
     right = right / np.sqrt((right * right).mean(-1, keepdims=True) + eps) * w
     assert error(y.array, right) < FLOAT
-    assert y.whole() and total.whole()
+    assert y.whole()
+    assert total.whole()
     if added:
         assert np.array_equal(total.array, right_total)
     if q8:
@@ -86,7 +87,8 @@ def test_norm_of_zeros_and_of_large_values(emulator: Emulator) -> None:
     x[1] = 1e18
     y, q8 = Frame((2, n)), q8_rows(2, n)
     emulator.run(rows.norm(x.ctypes.data, 0, 0, w.ctypes.data, y.address, q8.address, n, 1e-6, 2))
-    assert not y.array[0].any() and np.allclose(y.array[1], 1)
+    assert not y.array[0].any()
+    assert np.allclose(y.array[1], 1)
     check_q8(q8.array, y.array)
 
 
@@ -206,7 +208,8 @@ def test_route(emulator: Emulator, n_expert: int, n_used: int, normalize: bool) 
     if normalize:
         expected = expected / expected.sum(-1, keepdims=True)
     assert error(weights.array, expected * 2.5) < 2 * FLOAT
-    assert ids.whole() and weights.whole()
+    assert ids.whole()
+    assert weights.whole()
 
 
 def test_route_keeps_ids_inside_whatever_the_logits(emulator: Emulator) -> None:

@@ -120,29 +120,25 @@ def attention(
     decode: bool,
     arch: Arch,
 ) -> list[Launch]:
-    """y [n_tokens][n_head][head_dim_v] from q [n_tokens][n_head][head_dim_k], both float32. Keys and values of these tokens are stored before.
+    """y [n_tokens][n_head][head_dim_v] from q [n_tokens][n_head][head_dim_k], both float32; their keys and values are stored before.
 
-    decode: every token by itself, from its own sequence, position and table (tiles and n_tiles are not looked at); right for any batch, made
-    for few tokens. Else tiles: int32 [n_tiles][2], (first token, tokens): consecutive tokens of one sequence at consecutive positions, at most
-    QUERY_TILE; tokens of no tile get no output. work: `work_bytes`, for decode."""
+    decode: every token by itself, from its own sequence, position and table (tiles and n_tiles are not looked at); right for any batch,
+    made for few tokens. Else tiles: int32 [n_tiles][2], (first token, tokens): consecutive tokens of one sequence at consecutive
+    positions, at most QUERY_TILE; tokens of no tile get no output. work: `work_bytes`, for decode."""
     shape = (params.n_head, params.n_head_kv, params.window, params.scale, params.softcap, block_bytes)
     kernel = _decode_kernel(params, type_k, type_v, arch) if decode else _prompt_kernel(params, type_k, type_v, arch)
     parts = params.n_head_kv * _head_parts(kernel, params)
     splits = n_splits(params, n_tokens, arch) if decode else 1
     addresses = (q, y, kv, positions, seqs, tables)
     if kernel.startswith("attention_prompt"):
-        per_part = _ROWS // min(_ROWS, params.n_head // params.n_head_kv)
-        grid = (-(-QUERY_TILE // per_part), parts, n_tiles)
+        grid = (-(-QUERY_TILE // _tokens_of_a_part(kernel, params)), parts, n_tiles)
         shared = _prompt_shared_bytes(params)
         return [Launch(kernel, grid, (128, 1, 1), pack("PPPPPPPiiiiffq", *addresses, tiles, tables_stride, *shape), shared)]
     if kernel.startswith("attention_decode"):
         arguments = pack("PPPPPPPiiiiffq", *addresses, work, tables_stride, *shape)
     else:
         arguments = pack("PPPPPPPPiiiiffq", *addresses, 0 if decode else tiles, work, tables_stride, *shape)
-    if decode:
-        grid = (parts, splits, n_tokens)
-    else:
-        grid = (parts, -(-QUERY_TILE // _tokens_of_a_part(kernel, params)), n_tiles)
+    grid = (parts, splits, n_tokens) if decode else (parts, -(-QUERY_TILE // _tokens_of_a_part(kernel, params)), n_tiles)
     launches = [Launch(kernel, grid, (128, 1, 1), arguments)]
     if splits > 1:
         arguments = pack("PPPiii", work, y, positions, params.window, splits, params.head_dim_v)

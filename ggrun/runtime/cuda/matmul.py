@@ -215,7 +215,7 @@ def _step(n: int, steps: tuple[int, ...]) -> int:
 def _lanes(fmt: str, k: int, n_out: int, rows: int, arch: Arch, copies: int = 1) -> tuple[int, int]:
     """(threads that share `rows` rows of weights, blocks of a GEMV).
 
-    A warp, as long as that gives every lane work; more where the device would have fewer than 16 warps a multiprocessor; fewer for short rows.
+    A warp; less for short rows, where lanes would idle; more where the device would have fewer than 16 warps a multiprocessor.
     """
     units = up(k, _SHAPES[fmt].unit) // _SHAPES[fmt].unit
     groups = _blocks(n_out, rows)
@@ -232,10 +232,10 @@ def _row_tiles(fmt: str, n_out: int) -> int:
 
 
 def _tiles(fmt: str, arch: Arch) -> list[int]:
-    """Tiles of tokens that fit a block; wide ones pay with tensor cores only."""
+    """Tiles of tokens that fit a block; without tensor cores wide ones take more registers than there are."""
     if fmt in _FLOATS:
         return [_FLOAT_TILE]
-    widest = 128 if arch.cc >= 75 else 64
+    widest = 128 if arch.cc >= 75 else 32
     return [tile for tile in _TILE_TOKENS if tile <= widest and gemm_shared_bytes(fmt, tile) <= arch.shared_bytes]
 
 

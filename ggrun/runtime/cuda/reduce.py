@@ -1,4 +1,4 @@
-"""Reductions for sampling: the highest logits of each row, so that a token needs one small copy. Device addresses and sizes in, `Launch` out."""
+"""The highest logits of each row, so that sampling a token needs one small copy. Device addresses and sizes in, `Launch` out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Row kernels: norms, activations, rotary embeddings, routing, and rows moved or added. Pure data: device addresses and sizes in, `Launch` out.
+"""Row kernels: norms, activations, rotary embeddings, routing, rows moved or added. Pure data: device addresses and sizes in, `Launch` out.
 
 Arrays are contiguous float32 of [rows][n] on the device unless said otherwise, at addresses that are multiples of 256; 0 stands for "none"
-where that is allowed. A q8 row is int8 quants [n], float32 d [n / 32], float32 s [n / 16], padded to 16 bytes: kernels/rows.cuh.
+where that is allowed. A q8 row is int8 quants [n], float32 d [n / 32], float32 s [n / 16], padded to 16 bytes: quant/cuda/q8.cuh.
 Semantics: ggrun.runtime.reference, to float32 rounding.
 """
 

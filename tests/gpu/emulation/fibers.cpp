@@ -64,7 +64,7 @@ struct Context { ucontext_t registers; };
 
 enum State : uint8_t { READY, AT_BARRIER, AT_COLLECTIVE, RETURNED };
 
-struct Copy { void* to; unsigned char bytes[16]; int age; };      // age: commits since, -1 before the first
+struct Copy { void* to; unsigned char bytes[16]; int age; size_t size; };      // age: commits since, -1 before the first
 
 struct Fiber : Thread {
     Context context;
@@ -331,11 +331,11 @@ void collective(unsigned mask, void* mine, Collective what, int line, const char
     to_scheduler();
 }
 
-void copy_async(void* to, const void* from) {
-    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) fail("cp.async of 16 bytes from %p to %p: not aligned", from, to);
-    Copy copy{to, {}, -1};
-    memcpy(copy.bytes, from, 16);
-    memset(to, POISON, 16);
+void copy_async(void* to, const void* from, size_t size) {
+    if ((uintptr_t)to % size || (uintptr_t)from % size) fail("cp.async of %zu bytes from %p to %p: not aligned", size, from, to);
+    Copy copy{to, {}, -1, size};
+    memcpy(copy.bytes, from, size);
+    memset(to, POISON, size);
     current().copies.push_back(copy);
 }
 
@@ -347,7 +347,7 @@ void copy_wait(int pending_groups) {
     auto& copies = current().copies;
     size_t kept = 0;
     for (Copy& copy : copies)
-        if (copy.age >= pending_groups) memcpy(copy.to, copy.bytes, 16);
+        if (copy.age >= pending_groups) memcpy(copy.to, copy.bytes, copy.size);
         else copies[kept++] = copy;
     copies.resize(kept);
 }

@@ -35,7 +35,7 @@ typedef void (*Collective)(void* const* lanes, unsigned mask);
 void collective(unsigned mask, void* mine, Collective what, int line, const char* file);
 
 // asynchronous copies of 16 bytes, performed no sooner than waited for; `to` holds poison until then
-void copy_async(void* to, const void* from);
+void copy_async(void* to, const void* from, size_t size);
 void copy_commit();
 void copy_wait(int pending_groups);
 

@@ -3,13 +3,15 @@
 
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emulation::block->shared)
 
-static inline void cp_async16(void* shared, const void* global) {
+template <int SIZE> static inline void copy_to_shared(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
-    emulation::copy_async(shared, global);
+    emulation::copy_async(shared, global, SIZE);
 #else
-    memcpy(shared, global, 16);
+    memcpy(shared, global, SIZE);
 #endif
 }
+static inline void cp_async16(void* shared, const void* global) { copy_to_shared<16>(shared, global); }
+static inline void cp_async4(void* shared, const void* global) { copy_to_shared<4>(shared, global); }
 static inline void cp_async16_weights(void* shared, const void* global) {
     emulation::block->weight_bytes += 16;
     cp_async16(shared, global);

@@ -16,21 +16,22 @@ constexpr int MAX_SPLITS = 64;
 constexpr int WARPS = 4;  // of a decode's block: each takes every fourth KV block of the split's
 constexpr int THREADS = 32 * WARPS;
 
-// The KV blocks that a token at `position` sees, and what of them a split gets: at least WARPS, so that no warp idles in a split that works.
+// The KV blocks that a token at `position` sees, and what of them a split gets: at least WARPS, so that no warp idles in a split that
+// works.
 struct Span {
     int first;     // first visible position
     int block;     // its block
     int n_blocks;  // blocks from there to the token's own
     int share;     // blocks of a split
 
-    __forceinline__ Span(int position, int window, int n_splits) {
+    __device__ __forceinline__ Span(int position, int window, int n_splits) {
         first = window > 0 ? max(0, position - window + 1) : 0;
         block = first / kv::BLOCK_TOKENS;
         n_blocks = position / kv::BLOCK_TOKENS - block + 1;
         share = max(WARPS, (n_blocks + n_splits - 1) / n_splits);
     }
 
-    __forceinline__ int used() const { return (n_blocks + share - 1) / share; }
+    __device__ __forceinline__ int used() const { return (n_blocks + share - 1) / share; }
 };
 
 // Products q * k become scores in units of log 2, so that their exponential is 2 ^ score. tanh(x) = 1 - 2 / (e^2x + 1), to 1e-7 absolutely
@@ -61,7 +62,8 @@ __device__ __forceinline__ __half2 halves(unsigned bits) { return *(const __half
 
 __device__ __forceinline__ unsigned bits(__half2 h) { return *(const unsigned*)&h; }
 
-// Bytes become halves without conversions: 0x6400 | u is 1024 + u. Two bytes of w (0x4140: the low ones, 0x4342: the high ones), less `zero`
+// Bytes become halves without conversions: 0x6400 | u is 1024 + u. Two bytes of w (0x4140: the low ones, 0x4342: the high ones), less
+// `zero`
 __device__ __forceinline__ __half2 two_halves(unsigned w, unsigned which, unsigned zero) {
     return __hsub2(halves(__byte_perm(w, 0x64646464u, which)), halves(zero));
 }

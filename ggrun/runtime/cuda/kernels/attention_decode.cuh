@@ -1,10 +1,11 @@
 // Attention of single tokens over the paged cache, and the sum over splits. From sm_75 on; attention_float.cuh serves the others.
 //
 // A block has one token and up to 16 query heads of one KV head, so that each cached byte is read once, and one split of the token's KV
-// blocks, found on the device from its position: a captured graph can be replayed at any length. Its warps take KV blocks in turn, each with
-// an online softmax of its own, and are added up at the end. Products run on tensor cores, straight from the cache (attention_fragments.cuh).
-// Queries are split in two halves (high and low part, 22 bits together), so that scores are as exact as in float32. With up to 4 heads both
-// parts share one tile of 8 columns: head h is column h, its low part column h + 4; and so are the parts of the softmax weights.
+// blocks, found on the device from its position: a captured graph can be replayed at any length. Its warps take KV blocks in turn, each
+// with an online softmax of its own, and are added up at the end. Products run on tensor cores, straight from the cache
+// (attention_fragments.cuh). Queries are split in two halves (high and low part, 22 bits together), so that scores are as exact as in
+// float32. With up to 4 heads both parts share one tile of 8 columns: head h is column h, its low part column h + 4; and so are the parts
+// of the softmax weights.
 //
 // Partial results, when there are several splits: float2 (largest score, sum) [T][n_head][n_splits], then float outputs
 // [T][n_head][n_splits][dim_v], not yet divided by the sum. Splits past the token's last KV block write nothing.
@@ -32,7 +33,7 @@ struct Decode {
     using State = Softmax<ROWS, TILES>;
 
     // The block's queries as operands, once for all its warps: [step][tile][lane]
-    static __forceinline__ void load_queries(const float* q, int heads, Q* queries) {
+    static __device__ __forceinline__ void load_queries(const float* q, int heads, Q* queries) {
         for (int i = threadIdx.x; i < STEPS * TILES * 32; i += THREADS) {
             const int g = i % 32 / 4, n = i / 32 % TILES, head = FOLDED ? g % 4 : 8 * n + g;
             float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -48,7 +49,7 @@ struct Decode {
     }
 
     // One KV block, of which positions first..last count; `edge` says that some do not
-    static __forceinline__ void visit(State& state, const char* keys, const Q* queries, int base, int first, int last, bool edge,
+    static __device__ __forceinline__ void visit(State& state, const char* keys, const Q* queries, int base, int first, int last, bool edge,
                                       float scale, float softcap, int g, int t) {
         float s[2][TILES][4] = {};
         Keys::multiply(s, keys, g, t, queries);
@@ -116,7 +117,7 @@ struct Decode {
     }
 
     // Outputs times factor[tile][2] into shared[dimension][column], or added to what is there
-    static __forceinline__ void spill(const State& state, const float (&factor)[TILES][2], float* shared, bool add, int g, int t) {
+    static __device__ __forceinline__ void spill(const State& state, const float (&factor)[TILES][2], float* shared, bool add, int g, int t) {
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
 #pragma unroll
@@ -133,7 +134,7 @@ struct Decode {
     }
 
     // grid: (KV heads * parts of their query heads, splits, tokens)
-    static __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
+    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
                                     float* work, int tables_stride, int n_head, int n_head_kv, int window, float scale, float softcap,
                                     long long block_bytes) {
         __shared__ Q queries[STEPS * TILES * 32];
@@ -171,7 +172,8 @@ struct Decode {
             visit(state, keys, queries + lane, base, span.first, position, edge, scale, softcap, g, t);
         }
 
-        // the block's own maximum and sum of every column, then outputs by halves: warps 2 and 3 to shared memory, 0 and 1 on top, both together
+        // the block's own maximum and sum of every column, then outputs by halves: warps 2 and 3 to shared memory, 0 and 1 on top, both
+        // together
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
 #pragma unroll

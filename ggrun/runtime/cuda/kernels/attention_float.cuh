@@ -1,8 +1,8 @@
 // Attention without tensor cores, in float32: decode and prompts on devices before sm_75.
 //
-// A block has ROWS rows, tokens * query heads of one KV head, and takes 32 positions (a KV block) at a time. Keys, then values, pass through shared
-// memory as float32, 64 dimensions at a time: [32][64 + 4], so that reads of 16 bytes by 8 lanes meet in no bank. For scores, lane = position
-// and a warp has ROWS / 4 rows; for outputs a thread has 4 dimensions of ROWS / 8 rows.
+// A block has ROWS rows, tokens * query heads of one KV head, and takes 32 positions (a KV block) at a time. Keys, then values, pass
+// through shared memory as float32, 64 dimensions at a time: [32][64 + 4], so that reads of 16 bytes by 8 lanes meet in no bank. For
+// scores, lane = position and a warp has ROWS / 4 rows; for outputs a thread has 4 dimensions of ROWS / 8 rows.
 #pragma once
 #include "attention.cuh"
 
@@ -35,7 +35,7 @@ struct Float {
 
     // 64 dimensions from `start` on of a KV block's 32 cells; cells after `last_cell` and dimensions after DIM become 0
     template <class T, int DIM>
-    static __forceinline__ void load(float* shared, const char* part, int start, int last_cell) {
+    static __device__ __forceinline__ void load(float* shared, const char* part, int start, int last_cell) {
 #pragma unroll
         for (int i = threadIdx.x; i < 32 * CHUNK / 4; i += THREADS) {
             const int cell = i / (CHUNK / 4), d = i % (CHUNK / 4) * 4;
@@ -45,9 +45,9 @@ struct Float {
         }
     }
 
-    // grid: (KV heads * parts of their query heads, splits, tokens), or with tiles (the same, parts of a tile, tiles): see attention_decode.cuh
-    // and attention_prompt.cuh
-    static __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
+    // grid: (KV heads * parts of their query heads, splits, tokens), or with tiles (the same, parts of a tile, tiles): see
+    // attention_decode.cuh and attention_prompt.cuh
+    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
                                     const int* tiles, float* work, int tables_stride, int n_head, int n_head_kv, int window, float scale,
                                     float softcap, long long block_bytes) {
         __align__(16) __shared__ float queries[ROWS][DIM_K], part[32 * PITCH], weights[ROWS][36];

@@ -1,11 +1,11 @@
 // How a warp reads a KV block of 32 tokens straight from the cache into the operands of mma.m16n8k16, without shared memory.
 //
-// The products are transposed: tokens (for K) or dimensions (for V) are the 16 rows of A, query heads the 8 columns of B and C. In a warp, lane
-// = 4 * g + t. A's registers: (row g, k 2t 2t+1), (row g + 8, the same), (row g, k 2t+8 2t+9), (row g + 8, the same).
+// The products are transposed: tokens (for K) or dimensions (for V) are the 16 rows of A, query heads the 8 columns of B and C. In a warp,
+// lane = 4 * g + t. A's registers: (row g, k 2t 2t+1), (row g + 8, the same), (row g, k 2t+8 2t+9), (row g + 8, the same).
 //
 // K: rows are tokens, k are dimensions. The order of k is free, as long as the queries use the same: a lane reads neighbours of a token,
-//    `dim(step, t)` is the first of its four in a step of 16. All lanes of a load together read whole 32-byte sectors (q4_0: half ones, whose
-//    other half the next load finds in the first-level cache).
+//    `dim(step, t)` is the first of its four in a step of 16. All lanes of a load together read whole 32-byte sectors (q4_0: half ones,
+//    whose other half the next load finds in the first-level cache).
 // V: rows are dimensions, k are tokens: those of lane t are 2t, 2t+1, 2t+8, 2t+9. The order of rows is free: a lane reads neighbouring
 //    dimensions of its four tokens and interleaves tokens two by two; `dim(tile, g)` is where row g of a tile lies, row g + 8 one further.
 #pragma once
@@ -73,11 +73,11 @@ template <int DIM, int TILES, class Q>
 struct KeysF16 {
     static constexpr int STEPS = DIM / 16;
 
-    static __forceinline__ int dim(int step, int t) { return step / 2 * 32 + (step / 2 < DIM / 32 ? 8 * t + step % 2 * 4 : 4 * t); }
+    static __device__ __forceinline__ int dim(int step, int t) { return step / 2 * 32 + (step / 2 < DIM / 32 ? 8 * t + step % 2 * 4 : 4 * t); }
 
     // N bytes of the lane's four tokens, which are N / 8 steps
     template <int N>
-    static __forceinline__ void piece(float (&sums)[2][TILES][4], const char* from, const Q* queries) {
+    static __device__ __forceinline__ void piece(float (&sums)[2][TILES][4], const char* from, const Q* queries) {
         unsigned k[4][N / 4];
 #pragma unroll
         for (int i = 0; i < 4; i++) fetch<N>(k[i], from + 8 * i * DIM * 2);
@@ -95,7 +95,7 @@ struct KeysF16 {
         }
     }
 
-    static __forceinline__ void multiply(float (&sums)[2][TILES][4], const char* part, int g, int t, const Q* queries) {
+    static __device__ __forceinline__ void multiply(float (&sums)[2][TILES][4], const char* part, int g, int t, const Q* queries) {
         const char* own = part + g * DIM * 2;
 #pragma unroll
         for (int c = 0; c < DIM / 32; c++) piece<16>(sums, own + 64 * c + 16 * t, queries + 2 * c * TILES * 32);
@@ -108,16 +108,16 @@ template <int DIM, int TILES, int BITS, class Q>
 struct KeysQuantized {
     static constexpr int STEPS = DIM / 16;
 
-    static __forceinline__ int dim(int step, int t) { return step / 2 * 32 + (BITS == 8 ? 8 * t + step % 2 * 4 : 4 * t + step % 2 * 16); }
+    static __device__ __forceinline__ int dim(int step, int t) { return step / 2 * 32 + (BITS == 8 ? 8 * t + step % 2 * 4 : 4 * t + step % 2 * 16); }
 
     // words: the lane's 8 quants of 32 dimensions; gives the four of a step in two registers
-    static __forceinline__ void widen(const unsigned* words, int step, unsigned& near, unsigned& far) {
+    static __device__ __forceinline__ void widen(const unsigned* words, int step, unsigned& near, unsigned& far) {
         const unsigned w = BITS == 8 ? words[step % (BITS / 4)] ^ 0x80808080u : words[0] >> 4 * step & 0x0F0F0F0Fu;
         near = bits(two_halves(w, LOW, BITS == 8 ? ZERO_8 : ZERO_4));
         far = bits(two_halves(w, HIGH, BITS == 8 ? ZERO_8 : ZERO_4));
     }
 
-    static __forceinline__ void multiply(float (&sums)[2][TILES][4], const char* part, int g, int t, const Q* queries) {
+    static __device__ __forceinline__ void multiply(float (&sums)[2][TILES][4], const char* part, int g, int t, const Q* queries) {
         constexpr int ROW = DIM * BITS / 8;
         const char* own = part + g * ROW + t * BITS;
         const char* scales = part + 32 * ROW;
@@ -153,20 +153,20 @@ struct KeysQuantized {
     }
 };
 
-// outputs[tile] += V * weights for the 16 tokens from `first` on. weights: [tile of 8 heads][2]; seen: bit i says that the lane's i-th token
-// counts. Cells that do not count may hold anything, NaN included, and become 0 on the way.
+// outputs[tile] += V * weights for the 16 tokens from `first` on. weights: [tile of 8 heads][2]; seen: bit i says that the lane's i-th
+// token counts. Cells that do not count may hold anything, NaN included, and become 0 on the way.
 template <int DIM, int TILES>
 struct ValuesF16 {
     static constexpr int ROWS = DIM / 16;  // tiles of 16 dimensions
 
-    static __forceinline__ int dim(int tile, int g) {
+    static __device__ __forceinline__ int dim(int tile, int g) {
         const int c = tile / 4, e = tile % 4;
         return c < DIM / 64 ? 64 * c + 8 * g + 2 * e : (e < 2 && DIM % 64 >= 32) ? 64 * c + 4 * g + 2 * e : DIM - 16 + 2 * g;
     }
 
     // N bytes of each of the lane's four tokens, from the tile `tile` on
     template <int N>
-    static __forceinline__ void piece(float (&outputs)[ROWS][TILES][4], int tile, const char* const (&tokens)[4], int offset,
+    static __device__ __forceinline__ void piece(float (&outputs)[ROWS][TILES][4], int tile, const char* const (&tokens)[4], int offset,
                                       const unsigned (&weights)[TILES][2], int seen) {
         unsigned v[4][N / 4];
 #pragma unroll
@@ -187,7 +187,7 @@ struct ValuesF16 {
         }
     }
 
-    static __forceinline__ void multiply(float (&outputs)[ROWS][TILES][4], const char* part, int first, int g, int t,
+    static __device__ __forceinline__ void multiply(float (&outputs)[ROWS][TILES][4], const char* part, int first, int g, int t,
                                          const unsigned (&weights)[TILES][2], int seen) {
         const char* own = part + (first + 2 * t) * (DIM * 2);
         const char* const tokens[4] = {own, own + DIM * 2, own + 8 * DIM * 2, own + 9 * DIM * 2};
@@ -204,14 +204,14 @@ struct ValuesQuantized {
     static constexpr int ROWS = DIM / 16;
     static constexpr int ROW = DIM * BITS / 8;
 
-    static __forceinline__ int dim(int tile, int g) {
+    static __device__ __forceinline__ int dim(int tile, int g) {
         const int c = tile / 4, e = tile % 4;
         if (c < DIM / 64) return BITS == 8 ? 64 * c + 8 * g + 2 * e : 64 * c + 32 * (g / 4) + 4 * (g % 4) + 2 * (e % 2) + 16 * (e / 2);
         return BITS == 8 ? 64 * c + 4 * g + 2 * e : 64 * c + 2 * g + 16 * e;
     }
 
     // a, b: four quants of two tokens each, as bytes; near, far: tile rows of the first and the second pair of dimensions
-    static __forceinline__ void widen(unsigned a, unsigned b, __half2 d, unsigned* near, unsigned* far) {
+    static __device__ __forceinline__ void widen(unsigned a, unsigned b, __half2 d, unsigned* near, unsigned* far) {
         const unsigned one = __byte_perm(a, b, 0x5140), two = __byte_perm(a, b, 0x7362), zero = BITS == 8 ? ZERO_8 : ZERO_4;
         near[0] = bits(__hmul2(two_halves(one, LOW, zero), d)), near[1] = bits(__hmul2(two_halves(one, HIGH, zero), d));
         far[0] = bits(__hmul2(two_halves(two, LOW, zero), d)), far[1] = bits(__hmul2(two_halves(two, HIGH, zero), d));
@@ -219,7 +219,7 @@ struct ValuesQuantized {
 
     // N quants of each of the lane's four tokens, 8 or 4, from the tile `tile` on; d: scales of tokens 0 1 and 2 3
     template <int N>
-    static __forceinline__ void piece(float (&outputs)[ROWS][TILES][4], int tile, const char* from, const __half2 (&d)[2],
+    static __device__ __forceinline__ void piece(float (&outputs)[ROWS][TILES][4], int tile, const char* from, const __half2 (&d)[2],
                                       const unsigned (&weights)[TILES][2]) {
         constexpr int BYTES = N * BITS / 8;
         unsigned v[4][2], rows[4][4];  // rows: [tile][register]
@@ -252,7 +252,7 @@ struct ValuesQuantized {
         }
     }
 
-    static __forceinline__ void multiply(float (&outputs)[ROWS][TILES][4], const char* part, int first, int g, int t,
+    static __device__ __forceinline__ void multiply(float (&outputs)[ROWS][TILES][4], const char* part, int first, int g, int t,
                                          const unsigned (&weights)[TILES][2], int seen) {
         constexpr int CHUNKS = DIM / 32;
         const char* own = part + (first + 2 * t) * ROW;

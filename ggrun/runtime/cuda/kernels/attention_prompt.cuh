@@ -1,10 +1,10 @@
 // Attention of prompts over the paged cache, on tensor cores (sm_75 on).
 //
-// A tile is up to 64 consecutive tokens of one sequence; a block takes one KV head and a part of a tile, so many tokens that they make up to 64
-// rows with the query heads of that KV head: row = token * heads + head. A warp has 16 rows. Keys and values of TOKENS positions at a time become
-// halves in shared memory, read by all rows: [TOKENS][DIM + 8], an odd number of 16-byte pieces, so that the 8 rows of an ldmatrix meet in no
-// bank. Keys are loaded while the values before them are multiplied, and the other way round. Only blocks that some row of the part sees are
-// visited, and a warp sits out what none of its rows sees.
+// A tile is up to 64 consecutive tokens of one sequence; a block takes one KV head and a part of a tile, so many tokens that they make up
+// to 64 rows with the query heads of that KV head: row = token * heads + head. A warp has 16 rows. Keys and values of TOKENS positions at a
+// time become halves in shared memory, read by all rows: [TOKENS][DIM + 8], an odd number of 16-byte pieces, so that the 8 rows of an
+// ldmatrix meet in no bank. Keys are loaded while the values before them are multiplied, and the other way round. Only blocks that some row
+// of the part sees are visited, and a warp sits out what none of its rows sees.
 #pragma once
 #include "attention.cuh"
 
@@ -12,14 +12,14 @@ namespace attention {
 
 constexpr int PROMPT_ROWS = 16 * WARPS;
 
-// TOKENS cells of a KV head from position `base` on to shared memory, as halves; cells of positions after `last` become 0: they may hold NaN.
-// offset: of the part (keys or values) in the block. Ends with a commit; in place after the next wait.
+// TOKENS cells of a KV head from position `base` on to shared memory, as halves; cells of positions after `last` become 0: they may hold
+// NaN. offset: of the part (keys or values) in the block. Ends with a commit; in place after the next wait.
 template <class T, int DIM, int TOKENS>
 struct Stage {
     static constexpr int PITCH = DIM + 8;
     static constexpr int PIECES = DIM / (same<T, kv::Q4_0> ? 16 : 8);  // of a token; a thread moves one at a time
 
-    static __forceinline__ void load(__half* shared, const char* cache, const int* table, long long block_bytes, int base, int last) {
+    static __device__ __forceinline__ void load(__half* shared, const char* cache, const int* table, long long block_bytes, int base, int last) {
 #pragma unroll 2
         for (int i = threadIdx.x; i < TOKENS * PIECES; i += THREADS) {
             const int cell = i / PIECES, piece = i % PIECES, position = base + cell;
@@ -36,12 +36,12 @@ struct Stage {
         cp_async_commit();
     }
 
-    static __forceinline__ uint4 widen(uint2 w, unsigned zero, __half2 d) {
+    static __device__ __forceinline__ uint4 widen(uint2 w, unsigned zero, __half2 d) {
         return make_uint4(bits(__hmul2(two_halves(w.x, LOW, zero), d)), bits(__hmul2(two_halves(w.x, HIGH, zero), d)),
                           bits(__hmul2(two_halves(w.y, LOW, zero), d)), bits(__hmul2(two_halves(w.y, HIGH, zero), d)));
     }
 
-    static __forceinline__ void move(__half* to, const char* part, int cell, int piece) {
+    static __device__ __forceinline__ void move(__half* to, const char* part, int cell, int piece) {
         if constexpr (same<T, kv::F16>) {
             cp_async16(to, part + (cell * DIM + 8 * piece) * 2);
         } else if constexpr (same<T, kv::Q8_0>) {
@@ -69,7 +69,7 @@ struct Prompt {
     static constexpr int SHARED_BYTES = TOKENS * (Keys::PITCH + Values::PITCH) * 2;
 
     // s[tile of 8 positions][4] = queries * keys: rows g and g + 8, positions 2t and 2t + 1
-    static __forceinline__ void multiply_keys(float (&s)[TILES][4], const unsigned (&queries)[STEPS - PARKED][4], const uint4* parked,
+    static __device__ __forceinline__ void multiply_keys(float (&s)[TILES][4], const unsigned (&queries)[STEPS - PARKED][4], const uint4* parked,
                                               const __half* keys, int lane) {
         const __half* own = keys + (lane / 16 * 8 + lane % 8) * Keys::PITCH + lane / 8 % 2 * 8;
 #pragma unroll
@@ -94,7 +94,7 @@ struct Prompt {
         }
     }
 
-    static __forceinline__ void multiply_values(float (&outputs)[COLUMNS][4], const float (&s)[TILES][4], const __half* values, int lane) {
+    static __device__ __forceinline__ void multiply_values(float (&outputs)[COLUMNS][4], const float (&s)[TILES][4], const __half* values, int lane) {
         const __half* own = values + (lane % 16) * Values::PITCH + lane / 16 * 8;
 #pragma unroll
         for (int k = 0; k < TILES; k += 2) {
@@ -111,7 +111,7 @@ struct Prompt {
     }
 
     // grid: (parts of a tile, KV heads * parts of their query heads, tiles)
-    static __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
+    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
                                     const int* tiles, int tables_stride, int n_head, int n_head_kv, int window, float scale, float softcap,
                                     long long block_bytes) {
         DYNAMIC_SHARED(__half, keys);
@@ -192,7 +192,7 @@ struct Prompt {
     }
 
     // Products become weights (those of masked positions 0), and what was summed before fades
-    static __forceinline__ void soften(float (&s)[TILES][4], float (&most)[2], float (&sum)[2], float (&outputs)[COLUMNS][4], bool edge,
+    static __device__ __forceinline__ void soften(float (&s)[TILES][4], float (&most)[2], float (&sum)[2], float (&outputs)[COLUMNS][4], bool edge,
                                        int base, int start, int row, int heads, int window, float scale, float softcap, int t) {
         float now[2] = {most[0], most[1]}, zero[2], fade[2];
 #pragma unroll

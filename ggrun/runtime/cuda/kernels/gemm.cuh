@@ -73,43 +73,28 @@ struct WeightStep {
     }
 };
 
-// The activations of a step. Rows: where column `i` of the tile lies, x_row(i) a row of q8 rows, y_row(i) a row of results.
+// Begins to copy the activations of a step: x_row(i) of `columns` is the q8 row of column i of the tile.
 template <class F, int N, class Columns>
-struct TokenStep {
-    static constexpr int SCALES = (F::MINIMA ? 12 : 4) * N;
-    static constexpr int EACH = (SCALES + GEMM_THREADS - 1) / GEMM_THREADS;
-    float scale[EACH];
-
-    // Begins to copy the quants; reads scales (and sums) into registers.
-    __device__ __forceinline__ void load(const TileMemory<F, N>& memory, int buffer, const char* x, const Columns& columns, int k, int step) {
-        const long long bytes = q8_row_bytes(k);
-#pragma unroll
-        for (int at = (int)threadIdx.x; at < N * 8; at += GEMM_THREADS) {
-            int token = at / 8, e = step * TILE_K + at % 8 * 16;
-            if (e < k) cp_async16(memory.tokens(buffer, token) + at % 8 * 16, x + columns.x_row(token) * bytes + e);
-        }
-        cp_async_commit();
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int at = (int)threadIdx.x + GEMM_THREADS * i, token = at % N, what = at / N;
-            bool sum = what >= 4;
-            int index = sum ? step * 8 + what - 4 : step * 4 + what;
-            if (at < SCALES && index < (sum ? k / 16 : k / 32)) {
-                const char* row = x + columns.x_row(token) * bytes;
-                scale[i] = sum ? q8_sums(row, k)[index] : q8_scales(row, k)[index];
-            }
-        }
+__device__ __forceinline__ void copy_tokens(const TileMemory<F, N>& memory, int buffer, const char* x, const Columns& columns, int k, int step) {
+    const long long bytes = q8_row_bytes(k);
+#pragma unroll 1
+    for (int at = (int)threadIdx.x; at < N * 8; at += GEMM_THREADS) {
+        int token = at / 8, e = step * TILE_K + at % 8 * 16;
+        if (e < k) cp_async16(memory.tokens(buffer, token) + at % 8 * 16, x + columns.x_row(token) * bytes + e);
     }
-    __device__ __forceinline__ void store_scales(const TileMemory<F, N>& memory, int buffer) const {
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int at = (int)threadIdx.x + GEMM_THREADS * i;
-            if (at < SCALES) memory.token_scales(buffer, 0)[at] = scale[i];
-        }
+#pragma unroll 1
+    for (int at = (int)threadIdx.x; at < (F::MINIMA ? 12 : 4) * N; at += GEMM_THREADS) {
+        int token = at % N, what = at / N;  // 0 ... 3: a scale; 4 ... 11: a sum
+        int index = what < 4 ? step * 4 + what : step * 8 + what - 4;
+        if (index >= (what < 4 ? k / 32 : k / 16)) continue;
+        const char* row = x + columns.x_row(token) * bytes + (what < 4 ? q8_scales_at(k) : q8_sums_at(k));
+        cp_async4(memory.token_scales(buffer, 0) + at, row + 4 * index);
     }
-};
+    cp_async_commit();
+}
 
 #if __CUDA_ARCH__ >= 750
+constexpr bool WEIGHTS_AHEAD = true;
 
 // Tensor cores. 8 warps as 8 x 1 (N < 64) or 4 x 2; a warp has ROWS x TOKENS products of 16 x 8.
 template <class F, int N>
@@ -124,9 +109,8 @@ struct TileProduct {
     }
     // Groups of 32 elements [0, n_groups) of the step; columns from n_tokens on are not looked at.
     __device__ __forceinline__ void add(const TileMemory<F, N>& memory, int buffer, int n_groups, int n_tokens) {
-#pragma unroll
-        for (int group = 0; group < 4; group++) {
-            if (group >= n_groups) break;
+#pragma unroll 1
+        for (int group = 0; group < n_groups; group++) {
             int a[ROWS][4];
             constexpr int PARTS = F::HALVES ? 2 : 1;
             float scale[ROWS][PARTS][2], minimum[ROWS][PARTS][2];
@@ -192,6 +176,7 @@ struct TileProduct {
 };
 
 #else
+constexpr bool WEIGHTS_AHEAD = false;  // too few registers
 
 // dp4a: a thread has 8 rows, 16 apart, x N / 16 tokens, 16 apart.
 template <class F, int N>
@@ -260,21 +245,20 @@ __device__ __forceinline__ void gemm_tile(const uint8_t* w, long long row_bytes,
     const int n_units = units_of_row<F>(k), n_steps = (k + TILE_K - 1) / TILE_K;
     w += row0 * row_bytes;
     WeightStep<F, N> weights;
-    TokenStep<F, N, Columns> tokens;
     TileProduct<F, N> product;
-    tokens.load(memory, 0, x, columns, k, 0);
+    copy_tokens<F, N>(memory, 0, x, columns, k, 0);
     weights.load(w, row_bytes, n_out - 1 - row0, 0, n_units);
     for (int step = 0; step < n_steps; step++) {
         weights.store(memory, step, n_units);
-        tokens.store_scales(memory, step & 1);
         if (step + 1 < n_steps) {
-            tokens.load(memory, (step + 1) & 1, x, columns, k, step + 1);
-            weights.load(w, row_bytes, n_out - 1 - row0, step + 1, n_units);
+            copy_tokens<F, N>(memory, (step + 1) & 1, x, columns, k, step + 1);
+            if (WEIGHTS_AHEAD) weights.load(w, row_bytes, n_out - 1 - row0, step + 1, n_units);
             cp_async_wait<1>();
         } else
             cp_async_wait<0>();
         __syncthreads();
         product.add(memory, step & 1, min(4, k / 32 - 4 * step), columns.count);
+        if (!WEIGHTS_AHEAD && step + 1 < n_steps) weights.load(w, row_bytes, n_out - 1 - row0, step + 1, n_units);
         __syncthreads();
     }
     product.each([&](int row, int column, float sum) {

@@ -7,16 +7,32 @@
 #include "formats.cuh"
 #include "q8.cuh"
 
-// Activations of T tokens; those past the last are the last again.
+// Activations of T tokens; those past the last are the last again. Offsets in 32 bits, from one address, take few registers.
 template <int T>
 struct Tokens {
-    const char* row[T];
+    const char* base;
+    unsigned row[T];
 
-    __device__ __forceinline__ Tokens(const void* x, long long row_bytes, int n_tokens) {
+    __device__ __forceinline__ Tokens(const char* x, unsigned row_bytes, int n_tokens) : base(x) {
 #pragma unroll
-        for (int t = 0; t < T; t++) row[t] = (const char*)x + min(t, n_tokens - 1) * row_bytes;
+        for (int t = 0; t < T; t++) row[t] = min(t, n_tokens - 1) * row_bytes;
+    }
+    template <class V>
+    __device__ __forceinline__ V at(int t, unsigned offset) const {
+        return *(const V*)(base + (row[t] + offset));
     }
 };
+
+// With so few tokens a lane reads its next unit while it multiplies this one; with more, multiplying takes longer than reading.
+constexpr int READ_AHEAD_TOKENS = 2;
+
+// Blocks of 128 threads that a multiprocessor should hold, which says how many registers the compiler may use: as many as it needs.
+template <class F>
+constexpr int blocks_for(int rows, int tokens) {
+    bool wide = F::PIECES == 4;
+    return tokens == 8 ? (wide ? 2 : 3) : tokens == 4 ? (wide ? 3 : 4) : tokens == 2 ? 4 : rows == 1 ? 7 : wide ? 4 : 5;
+}
+constexpr int rows_for(int tokens) { return tokens == 1 ? 1 : 2; }
 
 __device__ __forceinline__ int dot16(const int (&a)[4], int4 b, int sum) {
     return __dp4a(a[3], b.w, __dp4a(a[2], b.z, __dp4a(a[1], b.y, __dp4a(a[0], b.x, sum))));
@@ -33,17 +49,16 @@ __device__ __forceinline__ void multiply_unit(const typename F::Raw (&raw)[R], i
     constexpr int TOGETHER = F::STEP == 16 ? F::PIECES : 1;  // pieces under one scale
 #pragma unroll
     for (int t = 0; t < T; t++) {
-        const float *scales = q8_scales(x.row[t], k), *sums = q8_sums(x.row[t], k);
 #pragma unroll
         for (int p = 0; p < F::PIECES; p += TOGETHER) {
             int e = at + p * F::STEP;
             int4 v[TOGETHER];
-            float d = scales[e / 32], s = 0.0f;
+            float d = x.template at<float>(t, q8_scales_at(k) + e / 32 * 4), s = 0.0f;
 #pragma unroll
-            for (int i = 0; i < TOGETHER; i++) v[i] = *(const int4*)(x.row[t] + e + 16 * i);
+            for (int i = 0; i < TOGETHER; i++) v[i] = x.template at<int4>(t, e + 16 * i);
             if (F::MINIMA) {
-                s = sums[e / 16];
-                if (TOGETHER == 2) s += sums[e / 16 + 1];
+                s = x.template at<float>(t, q8_sums_at(k) + e / 16 * 4);
+                if (TOGETHER == 2) s += x.template at<float>(t, q8_sums_at(k) + e / 16 * 4 + 4);
             }
 #pragma unroll
             for (int r = 0; r < R; r++) {
@@ -66,7 +81,7 @@ __device__ __forceinline__ void multiply_floats(const typename F::Raw (&raw)[R],
 #pragma unroll
     for (int t = 0; t < T; t++) {
         float a[8];
-        load_activations(a, x.row[t], unit, k);
+        load_activations(a, x.base + x.row[t], unit, k);
 #pragma unroll
         for (int r = 0; r < R; r++)
 #pragma unroll
@@ -88,14 +103,16 @@ __device__ __forceinline__ void multiply_rows(const uint8_t* const (&w)[R], bool
                                               float (&sum)[R][T]) {
     const int n_units = inside ? units_of_row<F>(k) : 0;
     typename F::Raw raw[R], next[R];
+    if (T <= READ_AHEAD_TOKENS)
 #pragma unroll
-    for (int r = 0; r < R; r++)
-        if (lane < n_units) load_unit<F>(next[r], w[r], lane, k);
+        for (int r = 0; r < R; r++)
+            if (lane < n_units) load_unit<F>(next[r], w[r], lane, k);
     for (int u = lane; u < n_units; u += lanes) {
 #pragma unroll
         for (int r = 0; r < R; r++) {
-            raw[r] = next[r];
-            if (u + lanes < n_units) load_unit<F>(next[r], w[r], u + lanes, k);
+            if (T <= READ_AHEAD_TOKENS) raw[r] = next[r];
+            int coming = T <= READ_AHEAD_TOKENS ? u + lanes : u;
+            if (coming < n_units) load_unit<F>(T <= READ_AHEAD_TOKENS ? next[r] : raw[r], w[r], coming, k);
         }
         if constexpr (F::FLOAT)
             multiply_floats<F, T, R>(raw, u, x, k, sum);
@@ -129,8 +146,8 @@ __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
 // Rows of activations: q8 beside block formats, float32 beside plain numbers.
 template <class F>
-__device__ __forceinline__ long long activation_bytes(int k) {
-    return F::FLOAT ? 4ll * k : (long long)q8_row_bytes(k);
+__device__ __forceinline__ unsigned activation_bytes(int k) {
+    return F::FLOAT ? 4u * k : (unsigned)q8_row_bytes(k);
 }
 
 // Rows row ... row + R - 1 of w times up to T tokens.
@@ -177,28 +194,28 @@ __device__ __forceinline__ void expert_row(const uint8_t* w, long long row_bytes
     int expert = min(max(ids[slot], 0), n_expert - 1);
     const uint8_t* rows[1] = {w + expert * expert_bytes + min(row, n_out - 1) * row_bytes};
     float sum[1][1] = {};
-    multiply_rows<F, 1, 1>(rows, row < n_out, Tokens<1>(x + slot / slots_per_row * activation_bytes<F>(k), 0, 1), k, lane, lanes, sum);
+    multiply_rows<F, 1, 1>(rows, row < n_out, Tokens<1>(x + slot / slots_per_row * (long long)activation_bytes<F>(k), 0, 1), k, lane, lanes, sum);
     sum_over_lanes((float(&)[1])sum, lanes);
     if (lane == 0 && row < n_out) y[(long long)slot * n_out + row] = sum[0][0];
 }
 
 // Blocks of 128 threads; grid x covers the rows, 128 / lanes * R a block.
 #define KERNEL_gemv(F, T)                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(128)                                                                              \
+    extern "C" __global__ void __launch_bounds__(128, blocks_for<F>(rows_for(T), T))                                               \
         gemv__##F##__##T(const uint8_t* w, long long row_bytes, const char* x, float* y, const float* bias, int k, int n_out, int n_tokens, \
                          int lanes) {                                                                                              \
-        gemv_rows<F, T, (T > 1 ? 2 : 1)>(w, row_bytes, x, y, bias, k, n_out, n_tokens, lanes);                                     \
+        gemv_rows<F, T, rows_for(T)>(w, row_bytes, x, y, bias, k, n_out, n_tokens, lanes);                                         \
     }
 
 #define KERNEL_gated(F, T)                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(128)                                                                              \
+    extern "C" __global__ void __launch_bounds__(128, blocks_for<F>(2, T))                                                         \
         gated__##F##__##T(const uint8_t* gate, const uint8_t* up, long long row_bytes, const char* x, float* y, int k, int n_out, int n_tokens, \
                           int lanes) {                                                                                             \
         gated_rows<F, T>(gate, up, row_bytes, x, y, k, n_out, n_tokens, lanes);                                                    \
     }
 
 #define KERNEL_expert_gemv(F)                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(128)                                                                              \
+    extern "C" __global__ void __launch_bounds__(128, blocks_for<F>(1, 1))                                                         \
         expert_gemv__##F(const uint8_t* w, long long row_bytes, long long expert_bytes, const char* x, const int* ids, float* y, int k, \
                          int n_out, int n_expert, int slots_per_row, int lanes) {                                                  \
         expert_row<F>(w, row_bytes, expert_bytes, x, ids, y, k, n_out, n_expert, slots_per_row, lanes);                            \

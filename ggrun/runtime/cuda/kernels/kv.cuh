@@ -26,7 +26,7 @@ struct F16 {
     static constexpr int bytes(int dim) { return 64 * dim; }
 
     // x: 32 elements of a cell, one a lane, from element `start` on
-    static __forceinline__ void store(char* part, int cell, int dim, int start, float x, int lane) {
+    static __device__ __forceinline__ void store(char* part, int cell, int dim, int start, float x, int lane) {
         if (start + lane < dim) ((__half*)part)[cell * dim + start + lane] = __float2half_rn(x);
     }
 };
@@ -34,7 +34,7 @@ struct F16 {
 struct Q8_0 {
     static constexpr int bytes(int dim) { return 34 * dim; }
 
-    static __forceinline__ void store(char* part, int cell, int dim, int start, float x, int lane) {
+    static __device__ __forceinline__ void store(char* part, int cell, int dim, int start, float x, int lane) {
         const float d = __fdiv_rn(warp_max(fabsf(x)), 127.0f);
         part[cell * dim + start + lane] = (char)(int)roundf(__fmul_rn(x, inverse(d)));
         if (lane == 0) ((__half*)(part + 32 * dim))[(cell * dim + start) / 32] = __float2half_rn(d);
@@ -44,7 +44,7 @@ struct Q8_0 {
 struct Q4_0 {
     static constexpr int bytes(int dim) { return 18 * dim; }
 
-    static __forceinline__ void store(char* part, int cell, int dim, int start, float x, int lane) {
+    static __device__ __forceinline__ void store(char* part, int cell, int dim, int start, float x, int lane) {
         float largest = x;  // with its sign; of equal magnitudes the first
         int at = lane;
 #pragma unroll
@@ -70,8 +70,8 @@ __device__ __forceinline__ char* head_of(char* cache, const int* tables, int tab
     return cache + id * block_bytes + (size_t)head * (TK::bytes(dim_k) + TV::bytes(dim_v));
 }
 
-// Stores k [T][heads][dim_k] and v [T][heads][dim_v]; with a table (else null) also rotates: q [T][n_head][dim_k] to q_out, which may be q, and k
-// on its way. A warp a head: first the query heads, then keys, then values. grid: (heads / warps, T)
+// Stores k [T][heads][dim_k] and v [T][heads][dim_v]; with a table (else null) also rotates: q [T][n_head][dim_k] to q_out, which may be q,
+// and k on its way. A warp a head: first the query heads, then keys, then values. grid: (heads / warps, T)
 template <class TK, class TV>
 __device__ __forceinline__ void store(const float* q, float* q_out, const float* k, const float* v, const float* table, char* cache,
                                       const int* positions, const int* seqs, const int* tables, int tables_stride, int n_head, int heads,

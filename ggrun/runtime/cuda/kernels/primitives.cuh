@@ -2,6 +2,7 @@
 //
 //   cp_async16(shared, global); cp_async_commit(); cp_async_wait<N>()    16 bytes, both sides 16-byte aligned; a plain copy before sm_80.
 //                                                                        A wait is followed by __syncthreads before others read
+//   cp_async4(shared, global)                                            the same of 4 bytes
 //   mma_s8_m16n8k32(c, a, b)   c[4] += a[4] x b[2], int8 in, int32 out   from sm_75 on, as all that follow; before that: __trap
 //   mma_s8_m16n8k16(c, a, b)   c[4] += a[2] x b[1]
 //   mma_f16_m16n8k16(c, a, b)  c[4] += a[4] x b[2], half in, float out
@@ -44,6 +45,13 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 #else
     *reinterpret_cast<int4*>(shared) = *reinterpret_cast<const int4*>(global);
+#endif
+}
+__device__ __forceinline__ void cp_async4(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+#else
+    *reinterpret_cast<int*>(shared) = *reinterpret_cast<const int*>(global);
 #endif
 }
 __device__ __forceinline__ void cp_async16_weights(void* shared, const void* global) { cp_async16(shared, global); }

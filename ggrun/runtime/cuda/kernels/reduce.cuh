@@ -1,8 +1,9 @@
 // The k highest logits of each row with their ids, falling, ties: lower id first.
 //
-// A logit and its id make one key, higher is better: 32 bits that order as floats do, then 18 bits of 2^18 - 1 - id. Keys are different from each
-// other, so that the k highest are a set that no order of threads can change. A block finds the k-th highest of its keys bit by bit from the top,
-// by counting, and keeps what is not below. Kernel 1 does so for parts of a row, kernel 2 for what the parts kept; then ranks are counted.
+// A logit and its id make one key, higher is better: 32 bits that order as floats do, then 18 bits of 2^18 - 1 - id. Keys are different
+// from each other, so that the k highest are a set that no order of threads can change. A block finds the k-th highest of its keys bit by
+// bit from the top, by counting, and keeps what is not below. Kernel 1 does so for parts of a row, kernel 2 for what the parts kept; then
+// ranks are counted.
 #pragma once
 #include "primitives.cuh"
 

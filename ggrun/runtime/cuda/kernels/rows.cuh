@@ -70,7 +70,8 @@ __device__ __forceinline__ void norm(const float* x, const float* add, float* to
     }
 }
 
-// y = act(gate) * up, act = silu, as float32 and (VEC 4) as q8. grid: (rows, pieces of blockDim.x * VEC). y or q8 may be null; y may be gate or up.
+// y = act(gate) * up, act = silu, as float32 and (VEC 4) as q8. grid: (rows, pieces of blockDim.x * VEC). y or q8 may be null; y may be
+// gate or up.
 template <int VEC>
 __device__ __forceinline__ void glu(const float* gate, const float* up, float* y, char* q8, int n) {
     const int i = (blockIdx.y * blockDim.x + threadIdx.x) * VEC;
