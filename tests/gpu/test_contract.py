@@ -67,8 +67,8 @@ def test_nothing_is_allocated_after_ready(driver) -> None:
 
 @pytest.mark.slow
 def test_a_long_context_is_filled(driver) -> None:
-    """32k tokens, the last one included."""
-    program, tensors = MODEL.build()
+    """32k tokens, the last one included. A window, because the emulation would take hours over the whole square."""
+    program, tensors = Model("Q8_0", n_embd=32, n_head=1, n_head_kv=1, head_dim=32, head_dim_v=32, n_rot=32, n_layer=1, window=64).build()
     with running(program, tensors, n_ctx=32768, n_ubatch=512, n_logits=1) as r:
         s = sequences(r.plan)
         driver.ready()
@@ -77,6 +77,20 @@ def test_a_long_context_is_filled(driver) -> None:
                 r.executor.run(s.batch([(0, at, IDS[:512])], []))
             r.executor.run(s.batch([(0, 32768 - 512, IDS[:511])], []))
             assert np.isfinite(r.executor.run(s.batch([(0, 32767, IDS[:1])]))).all()
+        finally:
+            driver.ready(False)
+
+
+def test_the_last_cells_of_a_long_context(driver) -> None:
+    """Tokens that look at 32k others; what these are does not matter here."""
+    program, tensors = MODEL.build()
+    with running(program, tensors, n_ctx=32768) as r:
+        s = sequences(r.plan)
+        driver.ready()
+        try:
+            r.executor.run(s.batch([(0, 32740, IDS[:20])]))
+            r.executor.run(s.batch([(0, 32760, IDS[:7])]))
+            r.executor.run(s.batch([(0, 32767, IDS[:1])]))
         finally:
             driver.ready(False)
 

@@ -53,7 +53,6 @@ def test_logits_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--executor", "cuda"], "no CUDA executor"),
         (["--tokens", "1,x"], "neither a list of numbers"),
         (["--out", "/no/such/folder/l.npy"], "/no/such/folder/l.npy cannot be written"),
     ],
@@ -63,6 +62,12 @@ def test_logits_refuses(arguments: list[str], said: str, monkeypatch: pytest.Mon
     given = {"--tokens": "1", "--out": "/tmp/never", "--executor": "cpu"} | dict([arguments])
     assert run("logits", *(part for pair in given.items() for part in pair)) == 1
     assert said in capsys.readouterr().err
+
+
+def test_logits_on_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("ggrun.engine.places.gpus", lambda: ())
+    assert run("logits", "--tokens", "1", "--out", str(tmp_path / "l.npy"), "--executor", "cuda") == 1
+    assert "there is no CUDA executor without a GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "ids"), [("1,2,3", [1, 2, 3]), (" 7 ", [7]), ("1 2", [1, 2]), ("-1", [-1])])

@@ -66,7 +66,7 @@ def test_every_folder_of_code_is_a_package() -> None:
 
 def test_libraries_that_are_imported_are_declared() -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    declared = project["dependencies"] + project["optional-dependencies"]["plot"]
+    declared = project["dependencies"] + project["optional-dependencies"]["plot"] + project["optional-dependencies"]["cuda"]
     names = {re.match(r"[\w-]+", line)[0].lower().replace("-", "_") for line in declared}
     used = {name for package in ("ggrun", "quant") for path in (REPO / package).rglob("*.py") for name in imports(path)}
     assert used - set(sys.stdlib_module_names) - {"ggrun", "quant"} <= names
