@@ -58,13 +58,19 @@ def spans(
 
 def pack(items: Iterable[Span], to: int = ALIGN) -> tuple[dict[str, int], int]:
     """Offsets by name, multiples of `to`, and the arena's size: largest first, each at the lowest offset free during its lifetime."""
+    items = list(items)
     placed: list[tuple[Span, int]] = []
+    alive: list[list[int]] = [[] for _ in range(1 + max((span.last for span in items), default=0))]  # placed, by the steps they live at
     for span in sorted(items, key=lambda s: (-s.n_bytes, s.first, s.name)):
         offset = 0
-        for other, start in sorted((p for p in placed if p[0].first <= span.last and span.first <= p[0].last), key=lambda p: p[1]):
+        steps = range(span.first, span.last + 1)
+        beside = {index for step in steps for index in alive[step]}
+        for other, start in sorted((placed[index] for index in beside), key=lambda p: p[1]):
             if offset + align(span.n_bytes, to) <= start:
                 break
             offset = max(offset, start + align(other.n_bytes, to))
+        for step in steps:
+            alive[step].append(len(placed))
         placed.append((span, offset))
     size = max((start + align(span.n_bytes, to) for span, start in placed), default=0)
     return {span.name: start for span, start in placed}, size

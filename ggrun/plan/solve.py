@@ -62,6 +62,7 @@ class Solver:
         self.cost = Cost(program, self._places, task.machine, task.request.type_k, task.request.type_v, task.request.n_ubatch)
         self._notes = override_notes(program, pins)
         self._built: dict[object, Plan] = {}
+        self._sized: dict[int, dict[str, float]] = {}
         self._shares = self._free_shares() if len(self.gpus) > 1 and not pins.split else pins.split
         wanted = min(task.n_ctx_train, DEFAULT_CTX_LIMIT) * task.request.n_seqs
         self.wanted = task.request.n_ctx or wanted
@@ -156,7 +157,11 @@ class Solver:
         """The fastest of the families' candidates that fit."""
         found: list[Plan] = []
         for family in families:
-            index = _last(len(family), lambda i, f=family: self.fits(self.build(f[i], n_ctx), margins, self.rooms[1:]))  # type: ignore[misc]
+
+            def fits(i: int, family: Sequence[Choice] = family) -> bool:
+                return self.fits(self.build(family[i], n_ctx), margins, self.rooms[1:])
+
+            index = _last(len(family), fits, self._guess(family, n_ctx, margins))
             if index < 0:
                 continue
             fitting = [self.build(family[index], n_ctx)]
@@ -170,8 +175,23 @@ class Solver:
         """The same placement with the largest context that fits."""
         assert plan.choice is not None
         choice, first = plan.choice, self.least // CTX_STEP
-        n = _last(self.wanted // CTX_STEP - first, lambda i: self.fits(self.build(choice, (first + 1 + i) * CTX_STEP), margins))
+        after = self.build(choice, (first + 1) * CTX_STEP)  # a step's bytes say how many there may be
+        more = [after.ledger.total(room.device) - plan.ledger.total(room.device) for room in self.rooms]
+        steps = [-self.excess(plan, room, margins) // n for room, n in zip(self.rooms, more) if n > 0]
+        n = self.wanted // CTX_STEP - first
+        n = _last(n, lambda i: self.fits(self.build(choice, (first + 1 + i) * CTX_STEP), margins), min([n, *steps]) - 1)
         return self.build(choice, (first + 1 + n) * CTX_STEP) if n >= 0 else plan
+
+    def _guess(self, family: Sequence[Choice], n_ctx: int, margins: bool) -> int:
+        """Which of a family may be the last that fits, from weights and KV alone."""
+        if not family[0].gpus:
+            return 0
+        rooms = [room for room in self.rooms if room.device in family[0].gpus]
+        devices = [p.device for p in self._places[1:] if p.device.name in family[0].gpus]
+        own = sum(device.process_bytes(self.task.program.n_vocab) for device in devices)
+        room = sum(room.limit_bytes - (room.margin_bytes if margins else 0) for room in rooms) - own
+        fitting = (i for i, choice in enumerate(family) if sum(self._unit_bytes(choice, n_ctx).values()) <= room)
+        return max(fitting, default=0)
 
     def _is_all(self, plan: Plan) -> bool:
         return plan.choice is not None and plan.choice.n_gpu_layers == self.parts.most and not plan.choice.n_cpu_moe
@@ -202,15 +222,22 @@ class Solver:
 
     def _unit_bytes(self, choice: Choice, n_ctx: int) -> dict[str, float]:
         """Weights and KV of the units that the choice puts on GPUs: by these, layers are dealt to GPUs of different sizes."""
-        program, device = self.task.program, self._places[1].device
-        shape = shape_of(self.task.request, n_ctx)
-        sizes: dict[str, float] = dict.fromkeys(program.units, 0.0)
-        for op in program.ops:
-            sizes[op.unit] += sum(program.weights[name].n_bytes for name in op.weights)
-        for state in program.states.values():
-            sizes[state.unit] += shape.n_kv_blocks * device.kv_block_bytes(state, shape)
-        where = place(program, self.task.pins, replace(choice, gpus=choice.gpus[:1]))
+        sizes = self._sizes(n_ctx)
+        where = place(self.task.program, self.task.pins, replace(choice, gpus=choice.gpus[:1]))
         return {unit: size for unit, size in sizes.items() if where[unit] != "CPU"}
+
+    def _sizes(self, n_ctx: int) -> dict[str, float]:
+        """Weights and KV of every unit."""
+        if n_ctx not in self._sized:
+            program, device = self.task.program, self._places[1].device
+            shape = shape_of(self.task.request, n_ctx)
+            sizes: dict[str, float] = dict.fromkeys(program.units, 0.0)
+            for op in program.ops:
+                sizes[op.unit] += sum(program.weights[name].n_bytes for name in op.weights)
+            for state in program.states.values():
+                sizes[state.unit] += shape.n_kv_blocks * device.kv_block_bytes(state, shape)
+            self._sized[n_ctx] = sizes
+        return self._sized[n_ctx]
 
     def _free_shares(self) -> tuple[float, ...]:
         """What each GPU has for weights and KV: its room without the driver's share and scratch."""
@@ -230,13 +257,26 @@ def _seconds(plan: Plan) -> float:
     return plan.prediction.seconds
 
 
-def _last(n: int, fits: Callable[[int], bool]) -> int:
-    """The last of 0..n-1 that fits when all before it do; -1: none. Tries the last one first: it often does."""
-    if n <= 0:
-        return -1
-    if fits(n - 1):
-        return n - 1
-    low, high = -1, n - 2
+def _last(n: int, fits: Callable[[int], bool], hint: int) -> int:
+    """The last of 0..n-1 that fits when all before it do; -1: none. Looks around the hint first, then farther and farther, then halves."""
+    low, high, step = -1, n - 1, 1
+    at = max(0, min(hint, n - 1))
+    if n > 0 and fits(at):
+        low = at
+        while low < high:
+            probe = min(low + step, high)
+            if not fits(probe):
+                high = probe - 1
+                break
+            low, step = probe, 2 * step
+    else:
+        high = at - 1
+        while low < high:
+            probe = max(high - step + 1, 0)
+            if fits(probe):
+                low = probe
+                break
+            high, step = probe - 1, 2 * step
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

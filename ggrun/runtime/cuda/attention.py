@@ -6,6 +6,8 @@ Kernels read all lengths from these, so that a captured graph can be replayed at
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.program.params import Attention, Rope
 from ggrun.runtime.cuda.launch import Arch, Launch, pack
@@ -153,7 +155,8 @@ def n_splits(params: Attention, n_tokens: int, arch: Arch) -> int:
 
 def work_bytes(params: Attention, n_tokens: int, arch: Arch) -> int:
     """Bytes of `attention`'s work area for decodes of up to n_tokens tokens."""
-    rows = max((t * splits for t in range(1, n_tokens + 1) if (splits := n_splits(params, t, arch)) > 1), default=0)
+    splits = ((t, n_splits(params, t, arch)) for t in range(1, n_tokens + 1))
+    rows = max((t * n for t, n in takewhile(lambda pair: pair[1] > 1, splits)), default=0)  # the more tokens, the fewer splits
     return rows * params.n_head * (params.head_dim_v + 2) * 4
 
 
