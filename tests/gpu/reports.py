@@ -24,10 +24,8 @@ from ggrun.runtime.kept import cache_base
 ARCHITECTURES = (61, 75, 80, 86, 89, 90, 100, 120)
 SHARED_BYTES = {61: 48 << 10, 75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 FORMATS = tuple(matmul._SHAPES)
-USUAL_FORMATS = ("F16", "Q4_K", "Q6_K", "Q8_0")
 KV_TYPES = ("f16", "q8_0", "q4_0")
 HEADS = ((32, 32, 128), (32, 8, 128), (64, 8, 128), (14, 2, 64), (8, 1, 256), (40, 5, 96))  # query heads, KV heads, dimensions
-USUAL_HEADS = ((32, 8, 128), (14, 2, 64))
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'(.*?)(?=Compiling entry function|\Z)", re.DOTALL)
 _NUMBERS = {
@@ -58,7 +56,8 @@ class Report:
 
 def parse(log: str) -> list[Report]:
     """The reports in what `-Xptxas=-v` makes the compiler say."""
-    return [Report(name, int(cc), **{what: _first(number, text) for what, number in _NUMBERS.items()}) for name, cc, text in _ENTRY.findall(log)]
+    found = _ENTRY.findall(log)
+    return [Report(name, int(cc), **{what: _first(number, text) for what, number in _NUMBERS.items()}) for name, cc, text in found]
 
 
 def _first(number: re.Pattern[str], text: str) -> int:
@@ -66,13 +65,15 @@ def _first(number: re.Pattern[str], text: str) -> int:
     return int(found[1]) if found else 0
 
 
-def wanted(cc: int, formats: Iterable[str] = FORMATS, heads: Iterable[tuple[int, int, int]] = HEADS) -> set[str]:
+def wanted(
+    cc: int, formats: Iterable[str] = FORMATS, heads: Iterable[tuple[int, int, int]] = HEADS, kv_types: Iterable[str] = KV_TYPES
+) -> set[str]:
     """Every kernel that ggrun may launch on a device of compute capability cc, for models of these formats and shapes."""
     arch = Arch(cc, 64, SHARED_BYTES[cc])
     names = {kernel for fmt in formats for kernel in matmul.kernels(fmt, arch)} | set(reduce.KERNELS)
     for n_head, n_head_kv, dim in heads:
         params = Attention("kv", n_head, n_head_kv, dim, dim, 1.0)
-        pairs = [(k, v) for k in KV_TYPES for v in KV_TYPES if dim % 32 == 0 or k == v == "f16"]
+        pairs = [(k, v) for k in kv_types for v in kv_types if dim % 32 == 0 or k == v == "f16"]
         names |= {kernel for k, v in pairs for kernel in attention.kernels(params, k, v, arch)}
     names |= {rows.norm_kernel(n) for n in (64, 4096, 8192, 16384, 4097)}
     names |= {rows.route_kernel(n) for n in (8, 64, 128, 256, 512)}

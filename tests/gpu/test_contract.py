@@ -5,14 +5,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ggrun import Engine
 from ggrun.engine.loading import EXECUTORS, Options, load, plan_model
+from ggrun.engine.sampling import Sampling
 from ggrun.errors import GgrunError
-from ggrun.plan.pins import ALL, Pins
+from ggrun.plan.pins import ALL, Pins, read_pins
+from ggrun.runtime.cuda.device import CONTEXT_BYTES, CudaDevice
 from ggrun.runtime.cuda.executor import CudaExecutor
 from ggrun.runtime.cuda.memory import OutOfDeviceMemory
 from tests.conftest import EMBEDDED
 from tests.cpu_programs import Model
 from tests.gpu.machines import planned, running, sequences
+from tests.plan_machines import sparse_file
 
 pytestmark = pytest.mark.usefixtures("driver")
 IDS = np.random.default_rng(7).integers(0, 64, 4096).astype(np.int32)
@@ -81,16 +85,16 @@ def test_a_long_context_is_filled(driver) -> None:
             driver.ready(False)
 
 
-def test_the_last_cells_of_a_long_context(driver) -> None:
-    """Tokens that look at 32k others; what these are does not matter here."""
-    program, tensors = MODEL.build()
-    with running(program, tensors, n_ctx=32768) as r:
+@pytest.mark.parametrize("n_ctx", [2048, pytest.param(32768, marks=pytest.mark.slow)])
+def test_the_last_cells_of_a_context(driver, n_ctx: int) -> None:
+    """Tokens that look at all others; what these are does not matter here."""
+    program, tensors = Model("Q8_0", n_head=1, n_head_kv=1, head_dim=32, head_dim_v=32, n_rot=32, n_layer=1).build()
+    with running(program, tensors, n_ctx=n_ctx) as r:
         s = sequences(r.plan)
         driver.ready()
         try:
-            r.executor.run(s.batch([(0, 32740, IDS[:20])]))
-            r.executor.run(s.batch([(0, 32760, IDS[:7])]))
-            r.executor.run(s.batch([(0, 32767, IDS[:1])]))
+            for n in (28, 7, 1):
+                r.executor.run(s.batch([(0, n_ctx - n, IDS[:n])]))
         finally:
             driver.ready(False)
 
@@ -174,14 +178,39 @@ def test_who_insists_is_told(driver) -> None:
         open_embedded(driver, Pins(n_gpu_layers=ALL), True)
 
 
-def test_the_embedded_model_goes_to_the_gpu_whole(driver) -> None:
-    loaded, executor = open_embedded(driver, Pins(), False)
+def test_the_embedded_model_answers_on_the_gpu_and_reuses_prefixes() -> None:
+    with Engine.open(n_ctx=256, n_ubatch=16) as engine:
+        assert [segment.device for segment in engine.plan.segments] == ["CUDA0"]
+        assert engine.plan.ledger.total("CUDA0", "weights") >= sum(w.n_bytes for w in engine.plan.program.weights.values())
+        prompt = engine.tokenizer.encode("What does len do? It returns the number of items of a container. " * 3)[:36]
+        greedy = Sampling(temperature=0)
+        first = engine.submit(prompt, greedy, n_predict=3)
+        text = first.wait().text
+        second = engine.submit(prompt, greedy, n_predict=3)
+        assert second.wait().text == text
+        assert first.timings.cache_n == 0
+        assert second.timings.cache_n == len(prompt) - 1 == 35  # a whole block, and the cells of another one, copied
+
+
+def test_the_six_gigabyte_case(driver, tmp_path) -> None:
+    """Llama-3.1-8B Q4_K_M with -ngl 20 -c 32768 on a card of 6 GiB, reserved at true size."""
+    driver.set(memory=6 << 30, context_bytes=CONTEXT_BYTES)
+    path = sparse_file("llama-3.1-8b", tmp_path / "8b.gguf")
+    made = plan_model(path, Options(n_ctx=32768, placement=read_pins(n_gpu_layers="20")))
     try:
-        assert isinstance(executor, CudaExecutor)
-        assert loaded.plan.ledger.total("CUDA0", "weights") >= sum(w.n_bytes for w in loaded.program.weights.values())
-    finally:
+        plan = made.plan
+        index, segment = next((i, s) for i, s in enumerate(plan.segments) if s.device == "CUDA0")
+        device = made.devices["CUDA0"]
+        assert isinstance(device, CudaDevice)
+        ranges = [(stage.first, stage.last) for stage in plan.stages if stage.segment == index]
+        executor = CudaExecutor(plan.program, segment, plan.shape, device, ranges)
+        counters = driver.counters()
         executor.close()
-        loaded.file.close()
+    finally:
+        made.file.close()
+    assert counters["used"][0] == sum(plan.ledger.total("CUDA0", purpose) for purpose in ON_GPU)
+    assert plan.ledger.total("CUDA0") <= 6 << 30
+    assert counters["pinned"] == plan.ledger.total("CPU", "staging")
 
 
 def test_no_gpu_and_a_cuda_executor(driver) -> None:

@@ -49,7 +49,7 @@ class Nvrtc:
         self.path = path
         for builtins in sorted(Path(path).parent.glob(BUILTINS)) if "/" in path else ():
             if ".alt." not in builtins.name:
-                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC asks the loader for it by name, which looks elsewhere
+                ctypes.CDLL(str(builtins))  # NVRTC asks the loader for it by name, which finds it only when it is there already
         self._library = ctypes.CDLL(path)
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
         major, minor = ctypes.c_int(), ctypes.c_int()

@@ -78,8 +78,9 @@ class Driver:
     """The stand-in driver of this process: its settings and counters."""
 
     def __init__(self, standins: Standins) -> None:
-        self._runtime = ctypes.CDLL(str(standins.runtime), mode=ctypes.RTLD_GLOBAL)
-        self._library = ctypes.CDLL(str(standins.cuda), mode=ctypes.RTLD_GLOBAL)
+        # not RTLD_GLOBAL: libstdc++ would come before what the real NVRTC brings along, and break it
+        self._runtime = ctypes.CDLL(str(standins.runtime))
+        self._library = ctypes.CDLL(str(standins.cuda))
 
     def reset(self, **settings: object) -> None:
         """Counters to zero, faults forgotten, settings as the environment has them but for those given; memory stays as it is."""

@@ -67,7 +67,7 @@ class Emulator:
         self.cc = cc
         made = standins()
         self.compiler = Nvrtc(str(made.nvrtc))
-        self._runtime = ctypes.CDLL(str(made.runtime), mode=ctypes.RTLD_GLOBAL)
+        self._runtime = ctypes.CDLL(str(made.runtime))
         self._runtime.emulation_error.restype = ctypes.c_char_p
         self._runtime.emulation_weight_bytes.restype = ctypes.c_uint64
         self._sources = sources.texts() | (extra or {})
