@@ -45,11 +45,23 @@ def forget() -> None:
         kept.cache_clear()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiler() -> None:
+    """Every test of this folder needs g++, also where there is a GPU."""
+    if build.compiler() is None:
+        missing("the stand-in GPU needs g++ (on Debian: apt install g++)")
+
+
+@pytest.fixture
+def pycuda() -> None:
+    """For tests whose processes import PyCUDA."""
+    if find_spec("pycuda") is None:
+        missing("needs PyCUDA: python -m ggrun doctor --build-pycuda")
+
+
 @pytest.fixture
 def standins() -> build.Standins:
     """The stand-in driver and compiler, for processes of their own: `standins.environment(memory=..., capability=75)`."""
-    if build.compiler() is None:
-        missing("the stand-in GPU needs g++ (on Debian: apt install g++)")
     return build.standins()
 
 
@@ -63,16 +75,11 @@ def gpu(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[build.Driver]:
+def driver(monkeypatch: pytest.MonkeyPatch, pycuda: None) -> Iterator[build.Driver]:
     """The stand-in driver of this process with counters at zero, PyCUDA ready to be imported, the stand-in compiler chosen."""
     found = loaded_driver()
-    if REAL:
-        pytest.skip("looks into the stand-in driver")
     if found is None:
-        missing("the stand-in GPU needs g++ (on Debian: apt install g++)")
-    if find_spec("pycuda") is None:
-        missing("needs PyCUDA: python -m ggrun doctor --build-pycuda")
-    assert found is not None
+        pytest.skip("looks into the stand-in driver, and GGRUN_TEST_GPU asks for the real one")
     monkeypatch.setenv("GGRUN_NVRTC", str(build.standins().nvrtc))
     forget()
     found.reset()

@@ -19,8 +19,7 @@ def ggrun(environment: dict[str, str], *arguments: str) -> subprocess.CompletedP
     return subprocess.run(command, env=environment | {"COLUMNS": "160"}, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_a_machine_with_two_gpus(standins: Standins) -> None:
-    pytest.importorskip("pycuda")
+def test_a_machine_with_two_gpus(standins: Standins, pycuda: None) -> None:
     done = ggrun(standins.environment(devices=2, capability="86,52", memory=f"{6 << 30}"), "doctor")
     assert done.returncode == 0, done.stderr
     assert re.search(r"CUDA0 .* compute capability 8\.6, 6\.00 GiB", done.stdout)
@@ -64,8 +63,7 @@ def test_without_a_gpu_nothing_is_missed() -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "chat", "bench", "plan"])
-def test_list_devices(standins: Standins, command: str) -> None:
-    pytest.importorskip("pycuda")
+def test_list_devices(standins: Standins, pycuda: None, command: str) -> None:
     environment = standins.environment(devices=2, memory=f"{2 << 30},{1 << 30}", context_bytes=256 << 20)
     done = ggrun(environment, command, "--list-devices")
     assert done.returncode == 0, done.stderr

@@ -30,8 +30,7 @@ def probed(environment: dict[str, str]) -> tuple[dict[str, tuple[bool, str, str]
     return {name: (ok, text, command) for name, ok, text, command in parts}, problem, good, bad
 
 
-def test_all_there(standins: Standins) -> None:
-    pytest.importorskip("pycuda")
+def test_all_there(standins: Standins, pycuda: None) -> None:
     parts, problem, good, bad = probed(standins.environment(devices=2, capability="86,75", driver=12000))
     assert (problem, good, bad) == ("", 2, 0)
     assert parts["driver"][:2] == (True, "CUDA 12.0")
@@ -113,15 +112,13 @@ second.close()
 """
 
 
-def test_contexts_leave_no_trace(standins: Standins) -> None:
-    pytest.importorskip("pycuda")
+def test_contexts_leave_no_trace(standins: Standins, pycuda: None) -> None:
     environment = standins.environment(devices=2, memory=f"{1 << 30},{2 << 30}", context_bytes=100 << 20)
     sizes = [eval(line) for line in run(CONTEXTS, environment).splitlines()]
     assert sizes == [((2 << 30) - (100 << 20), 2 << 30), ((1 << 30) - (100 << 20), 1 << 30)]
 
 
-def test_context_without_memory_is_a_sentence(standins: Standins) -> None:
-    pytest.importorskip("pycuda")
+def test_context_without_memory_is_a_sentence(standins: Standins, pycuda: None) -> None:
     text = "from ggrun.runtime.cuda.probe import *\ntry: Context(usable_devices()[0])\nexcept CudaMissing as error: print(error)"
     said = run(text, standins.environment(memory=600 << 20, context_bytes=700 << 20))
     assert said.startswith("CUDA0 (stand-in GPU) cannot be used: ")

@@ -160,7 +160,8 @@ def test_copies_stay_inside_an_allocation(step: Step) -> None:
         step.cuda.memcpy_htod(int(step.device_x), np.zeros(N + 1, np.float32))
 
 
-def test_a_driver_call_that_fails_says_which() -> None:
+def test_a_driver_call_that_fails_says_which(driver: Driver) -> None:
+    probe.driver.devices()
     with pytest.raises(DriverError, match="cuDeviceGet: invalid device ordinal"):
         probe.driver.call("cuDeviceGet", probe.driver.ctypes.byref(probe.driver.ctypes.c_int()), 99)
     with pytest.raises(DriverError, match="has no cuNothing"):
