@@ -199,6 +199,17 @@ def test_long_context(emulators: dict[int, Emulator], arch: Arch) -> None:
     assert error(y, paged.attend(q, positions * 0, positions)) < bound(a, "f16", arch, False)
 
 
+@pytest.mark.slow
+def test_as_many_splits_as_there_can_be(emulators: dict[int, Emulator]) -> None:
+    a = params(1, 1, 16)
+    assert attention.n_splits(a, 1, LARGE) == 128
+    paged = Paged(a, "f16", "f16", [20000])
+    for position in (19999, 16384, 4000):
+        q, positions = queries(a, 1), np.array([position])
+        y = attend(emulators[90], paged, q, positions * 0, positions, LARGE, None)
+        assert error(y, paged.attend(q, positions * 0, positions)) < FLOAT
+
+
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_kv_store(emulators: dict[int, Emulator], kind: str, order: int) -> None:

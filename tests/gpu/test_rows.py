@@ -217,3 +217,9 @@ def test_route_keeps_ids_inside_whatever_the_logits(emulator: Emulator) -> None:
     ids, weights = poisoned((2, 4), np.int32), poisoned((2, 4))
     emulator.run(rows.route(logits.ctypes.data, ids.ctypes.data, weights.ctypes.data, 40, 4, True, 1.0, 2))
     assert ((ids >= 0) & (ids < 40)).all()
+
+
+def test_kernels_of_a_model() -> None:
+    names = rows.kernels([2048, 8192, 50], 60)
+    assert {"norm__4__1", "norm__4__2", "norm__1__16", "glu__4", "glu__1", "route__2", "rope"} <= names
+    assert not any(name.startswith("route") for name in rows.kernels([64]))

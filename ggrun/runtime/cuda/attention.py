@@ -16,8 +16,7 @@ TOKEN_STEPS: tuple[int, ...] = (1,)  # which kernels are needed depends on decod
 
 QUERY_TILE = 64  # a query tile of a prompt holds at most so many tokens
 MAX_HEAD = 256
-_MAX_SPLITS = 64  # kernels/attention.cuh
-_WARPS_PER_SM = 16  # of a decode's blocks: enough reads in flight to fill the memory bus
+_MAX_SPLITS = 128  # kernels/attention.cuh
 _ROWS = 64  # of a prompt's block: PROMPT_ROWS in kernels/attention_prompt.cuh
 _BYTES_OF_DIM = {"f16": 2 * KV_BLOCK_TOKENS, "q8_0": 34, "q4_0": 18}  # of a block's keys or values, a dimension
 _TENSOR_CORES = 75  # f16 products with float32 sums
@@ -148,9 +147,10 @@ def attention(
 
 
 def n_splits(params: Attention, n_tokens: int, arch: Arch) -> int:
-    """Splits of the KV blocks of each token of a decode: as many blocks as fill the device, whatever the length."""
-    parts = params.n_head_kv * _head_parts(_decode_kernel(params, "f16", "f16", arch), params)
-    return max(1, min(_MAX_SPLITS, _blocks(arch) // (parts * n_tokens)))
+    """Splits of the KV blocks of each token of a decode: as many blocks as run at once on the device, whatever the length."""
+    kernel = _decode_kernel(params, "f16", "f16", arch)
+    parts = params.n_head_kv * _head_parts(kernel, params)
+    return max(1, min(_MAX_SPLITS, _resident_blocks(kernel, params, arch) // (parts * n_tokens)))
 
 
 def work_bytes(params: Attention, n_tokens: int, arch: Arch) -> int:
@@ -167,8 +167,10 @@ def kernels(params: Attention, type_k: str, type_v: str, arch: Arch) -> set[str]
     return {f"kv_store__{types}", f"rope_store__{types}", prompt, decode, "attention_combine"}
 
 
-def _blocks(arch: Arch) -> int:
-    return arch.n_sm * _WARPS_PER_SM // 4
+def _resident_blocks(kernel: str, params: Attention, arch: Arch) -> int:
+    """Blocks of a decode that the device runs at once: what their launch bounds allow (BLOCKS in kernels/attention_decode.cuh)."""
+    wide = kernel.startswith("attention_decode") and params.head_dim_v * -(-_rows(kernel) // 8) > 128
+    return arch.n_sm * (2 if wide else 3)
 
 
 def _dims(params: Attention) -> str:

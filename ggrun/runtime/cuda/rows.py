@@ -7,6 +7,8 @@ Semantics: ggrun.runtime.reference, to float32 rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ggrun.runtime.cuda.launch import Launch, pack
 
 TOKEN_STEPS: tuple[int, ...] = (1,)  # which kernels are needed does not depend on the number of tokens
@@ -116,3 +118,11 @@ def expert_sum(x: int, weights: int, y: int, n: int, n_used: int, n_tokens: int)
     vector = _vector(n)
     grid = (n_tokens, _pieces(n, vector), 1)
     return Launch(f"expert_sum__{vector}", grid, (_THREADS, 1, 1), pack("PPPii", x, weights, y, n, n_used))
+
+
+def kernels(widths: Iterable[int], n_expert: int = 0) -> set[str]:
+    """Every kernel that this module may launch for rows of these widths, and for n_expert experts if there are any."""
+    widths = list(widths)
+    names = {"rms_norm_groups", "add", "rope_table", "rope"} | {norm_kernel(n) for n in widths if n <= MAX_NORM}
+    names |= {f"{base}__{_vector(n)}" for base in ("glu", "take_rows", "expert_sum") for n in widths}
+    return names | ({route_kernel(n_expert)} if n_expert else set())

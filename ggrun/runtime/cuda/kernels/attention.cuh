@@ -12,7 +12,7 @@ template <class A>
 constexpr bool same<A, A> = true;
 
 constexpr float LOG2E = 1.4426950408889634f;
-constexpr int MAX_SPLITS = 64;
+constexpr int MAX_SPLITS = 128;
 constexpr int WARPS = 4;  // of a decode's block: each takes every fourth KV block of the split's
 constexpr int THREADS = 32 * WARPS;
 

@@ -27,6 +27,8 @@ struct Decode {
     static constexpr bool FOLDED = HEADS <= 4;
     static constexpr int COLUMNS = FOLDED ? 4 : 8 * TILES;  // with heads in them
     static constexpr int PITCH = COLUMNS + 1;               // of a dimension in shared memory: odd, so that lanes meet in no bank
+    static constexpr int BLOCKS =
+        DIM_V * TILES > 128 ? 2 : 3;  // of a multiprocessor, at least; unsaid, compilers save registers until they spill
     using Q = typename Query<!FOLDED>::Type;
     using Keys = typename Fragments<TK, DIM_K, TILES, Q>::Keys;
     using Values = typename Fragments<TV, DIM_V, TILES, Q>::Values;
@@ -50,7 +52,7 @@ struct Decode {
 
     // One KV block, of which positions first..last count; `edge` says that some do not
     static __device__ __forceinline__ void visit(State& state, const char* keys, const Q* queries, int base, int first, int last, bool edge,
-                                      float scale, float softcap, int g, int t) {
+                                                 float scale, float softcap, int g, int t) {
         float s[2][TILES][4] = {};
         Keys::multiply(s, keys, g, t, queries);
         int seen = ~0;  // bit 4i + j: the lane's j-th token of the i-th 16, as V's rows have them
@@ -117,7 +119,8 @@ struct Decode {
     }
 
     // Outputs times factor[tile][2] into shared[dimension][column], or added to what is there
-    static __device__ __forceinline__ void spill(const State& state, const float (&factor)[TILES][2], float* shared, bool add, int g, int t) {
+    static __device__ __forceinline__ void spill(const State& state, const float (&factor)[TILES][2], float* shared, bool add, int g,
+                                                 int t) {
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
 #pragma unroll
@@ -134,9 +137,9 @@ struct Decode {
     }
 
     // grid: (KV heads * parts of their query heads, splits, tokens)
-    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
-                                    float* work, int tables_stride, int n_head, int n_head_kv, int window, float scale, float softcap,
-                                    long long block_bytes) {
+    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs,
+                                               const int* tables, float* work, int tables_stride, int n_head, int n_head_kv, int window,
+                                               float scale, float softcap, long long block_bytes) {
         __shared__ Q queries[STEPS * TILES * 32];
         __shared__ float outputs[2][DIM_V * PITCH], mosts[WARPS][COLUMNS], sums[WARPS][COLUMNS];
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -244,10 +247,14 @@ __device__ __forceinline__ void combine(const float* work, float* y, const int* 
     sum = warp_sum(sum);
     const int d = threadIdx.x;
     float x = 0.0f;
+#pragma unroll
+    for (int i = 0; i < MAX_SPLITS / 32; i++) {
+        const int n = min(32, used - 32 * i);
 #pragma unroll 4
-    for (int s = 0; s < used; s++) {
-        const float w = __shfl_sync(~0u, s < 32 ? mine[0].x : mine[1].x, s % 32);
-        if (d < dim_v) x += w * outputs[(size_t)s * dim_v + d];
+        for (int s = 0; s < n; s++) {
+            const float w = __shfl_sync(~0u, mine[i].x, s);
+            if (d < dim_v) x += w * outputs[(size_t)(32 * i + s) * dim_v + d];
+        }
     }
     if (d < dim_v) y[row * dim_v + d] = x / sum;
 }
@@ -255,9 +262,10 @@ __device__ __forceinline__ void combine(const float* work, float* y, const int* 
 }  // namespace attention
 
 #define KERNEL_attention_decode(TK, TV, DIM_K, DIM_V, HEADS)                                                                               \
-    extern "C" __global__ void __launch_bounds__(128) attention_decode__##TK##__##TV##__##DIM_K##__##DIM_V##__##HEADS(                     \
-        const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables, float* work,                \
-        int tables_stride, int n_head, int n_head_kv, int window, float scale, float softcap, long long block_bytes) {                     \
+    extern "C" __global__ void __launch_bounds__(128, attention::Decode<kv::TK, kv::TV, DIM_K, DIM_V, HEADS>::BLOCKS)                      \
+        attention_decode__##TK##__##TV##__##DIM_K##__##DIM_V##__##HEADS(                                                                   \
+            const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables, float* work,            \
+            int tables_stride, int n_head, int n_head_kv, int window, float scale, float softcap, long long block_bytes) {                 \
         attention::Decode<kv::TK, kv::TV, DIM_K, DIM_V, HEADS>::run(q, y, cache, positions, seqs, tables, work, tables_stride, n_head,     \
                                                                     n_head_kv, window, scale, softcap, block_bytes);                       \
     }

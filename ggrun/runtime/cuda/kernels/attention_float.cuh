@@ -47,9 +47,9 @@ struct Float {
 
     // grid: (KV heads * parts of their query heads, splits, tokens), or with tiles (the same, parts of a tile, tiles): see
     // attention_decode.cuh and attention_prompt.cuh
-    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
-                                    const int* tiles, float* work, int tables_stride, int n_head, int n_head_kv, int window, float scale,
-                                    float softcap, long long block_bytes) {
+    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs,
+                                               const int* tables, const int* tiles, float* work, int tables_stride, int n_head,
+                                               int n_head_kv, int window, float scale, float softcap, long long block_bytes) {
         __align__(16) __shared__ float queries[ROWS][DIM_K], part[32 * PITCH], weights[ROWS][36];
         __shared__ float fades[ROWS], mosts[ROWS], sums[ROWS];
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -174,7 +174,7 @@ struct Float {
 }  // namespace attention
 
 #define KERNEL_attention_float(TK, TV, DIM_K, DIM_V, ROWS)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(128) attention_float__##TK##__##TV##__##DIM_K##__##DIM_V##__##ROWS(                       \
+    extern "C" __global__ void __launch_bounds__(128, 3) attention_float__##TK##__##TV##__##DIM_K##__##DIM_V##__##ROWS(                    \
         const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables, const int* tiles,           \
         float* work, int tables_stride, int n_head, int n_head_kv, int window, float scale, float softcap, long long block_bytes) {        \
         attention::Float<kv::TK, kv::TV, DIM_K, DIM_V, ROWS>::run(q, y, cache, positions, seqs, tables, tiles, work, tables_stride,        \

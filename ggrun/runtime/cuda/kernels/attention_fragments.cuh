@@ -73,7 +73,9 @@ template <int DIM, int TILES, class Q>
 struct KeysF16 {
     static constexpr int STEPS = DIM / 16;
 
-    static __device__ __forceinline__ int dim(int step, int t) { return step / 2 * 32 + (step / 2 < DIM / 32 ? 8 * t + step % 2 * 4 : 4 * t); }
+    static __device__ __forceinline__ int dim(int step, int t) {
+        return step / 2 * 32 + (step / 2 < DIM / 32 ? 8 * t + step % 2 * 4 : 4 * t);
+    }
 
     // N bytes of the lane's four tokens, which are N / 8 steps
     template <int N>
@@ -108,7 +110,9 @@ template <int DIM, int TILES, int BITS, class Q>
 struct KeysQuantized {
     static constexpr int STEPS = DIM / 16;
 
-    static __device__ __forceinline__ int dim(int step, int t) { return step / 2 * 32 + (BITS == 8 ? 8 * t + step % 2 * 4 : 4 * t + step % 2 * 16); }
+    static __device__ __forceinline__ int dim(int step, int t) {
+        return step / 2 * 32 + (BITS == 8 ? 8 * t + step % 2 * 4 : 4 * t + step % 2 * 16);
+    }
 
     // words: the lane's 8 quants of 32 dimensions; gives the four of a step in two registers
     static __device__ __forceinline__ void widen(const unsigned* words, int step, unsigned& near, unsigned& far) {
@@ -167,7 +171,7 @@ struct ValuesF16 {
     // N bytes of each of the lane's four tokens, from the tile `tile` on
     template <int N>
     static __device__ __forceinline__ void piece(float (&outputs)[ROWS][TILES][4], int tile, const char* const (&tokens)[4], int offset,
-                                      const unsigned (&weights)[TILES][2], int seen) {
+                                                 const unsigned (&weights)[TILES][2], int seen) {
         unsigned v[4][N / 4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -188,7 +192,7 @@ struct ValuesF16 {
     }
 
     static __device__ __forceinline__ void multiply(float (&outputs)[ROWS][TILES][4], const char* part, int first, int g, int t,
-                                         const unsigned (&weights)[TILES][2], int seen) {
+                                                    const unsigned (&weights)[TILES][2], int seen) {
         const char* own = part + (first + 2 * t) * (DIM * 2);
         const char* const tokens[4] = {own, own + DIM * 2, own + 8 * DIM * 2, own + 9 * DIM * 2};
 #pragma unroll
@@ -220,7 +224,7 @@ struct ValuesQuantized {
     // N quants of each of the lane's four tokens, 8 or 4, from the tile `tile` on; d: scales of tokens 0 1 and 2 3
     template <int N>
     static __device__ __forceinline__ void piece(float (&outputs)[ROWS][TILES][4], int tile, const char* from, const __half2 (&d)[2],
-                                      const unsigned (&weights)[TILES][2]) {
+                                                 const unsigned (&weights)[TILES][2]) {
         constexpr int BYTES = N * BITS / 8;
         unsigned v[4][2], rows[4][4];  // rows: [tile][register]
         fetch<BYTES>(v[0], from);
@@ -253,7 +257,7 @@ struct ValuesQuantized {
     }
 
     static __device__ __forceinline__ void multiply(float (&outputs)[ROWS][TILES][4], const char* part, int first, int g, int t,
-                                         const unsigned (&weights)[TILES][2], int seen) {
+                                                    const unsigned (&weights)[TILES][2], int seen) {
         constexpr int CHUNKS = DIM / 32;
         const char* own = part + (first + 2 * t) * ROW;
         const __half* scales = (const __half*)(part + 32 * ROW) + (first + 2 * t) * CHUNKS;

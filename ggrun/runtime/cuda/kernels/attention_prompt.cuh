@@ -19,7 +19,8 @@ struct Stage {
     static constexpr int PITCH = DIM + 8;
     static constexpr int PIECES = DIM / (same<T, kv::Q4_0> ? 16 : 8);  // of a token; a thread moves one at a time
 
-    static __device__ __forceinline__ void load(__half* shared, const char* cache, const int* table, long long block_bytes, int base, int last) {
+    static __device__ __forceinline__ void load(__half* shared, const char* cache, const int* table, long long block_bytes, int base,
+                                                int last) {
 #pragma unroll 2
         for (int i = threadIdx.x; i < TOKENS * PIECES; i += THREADS) {
             const int cell = i / PIECES, piece = i % PIECES, position = base + cell;
@@ -63,14 +64,14 @@ struct Prompt {
     static constexpr int TOKENS = DIM_K + DIM_V <= 256 ? 64 : DIM_K + DIM_V <= 384 ? 32 : 16;  // positions in shared memory at a time
     static constexpr int STEPS = DIM_K / 16, COLUMNS = DIM_V / 8, TILES = TOKENS / 8;
     static constexpr int PARKED =
-        STEPS <= 8 ? 0 : STEPS - (TOKENS == 16 ? 4 : 8);  // steps whose queries wait in shared memory: registers would not do
+        STEPS <= 8 ? 0 : STEPS - (TOKENS == 16 ? 2 : 8);  // steps whose queries wait in shared memory: registers would not do
     using Keys = Stage<TK, DIM_K, TOKENS>;
     using Values = Stage<TV, DIM_V, TOKENS>;
     static constexpr int SHARED_BYTES = TOKENS * (Keys::PITCH + Values::PITCH) * 2;
 
     // s[tile of 8 positions][4] = queries * keys: rows g and g + 8, positions 2t and 2t + 1
-    static __device__ __forceinline__ void multiply_keys(float (&s)[TILES][4], const unsigned (&queries)[STEPS - PARKED][4], const uint4* parked,
-                                              const __half* keys, int lane) {
+    static __device__ __forceinline__ void multiply_keys(float (&s)[TILES][4], const unsigned (&queries)[STEPS - PARKED][4],
+                                                         const uint4* parked, const __half* keys, int lane) {
         const __half* own = keys + (lane / 16 * 8 + lane % 8) * Keys::PITCH + lane / 8 % 2 * 8;
 #pragma unroll
         for (int n = 0; n < TILES; n += 2) {
@@ -94,7 +95,8 @@ struct Prompt {
         }
     }
 
-    static __device__ __forceinline__ void multiply_values(float (&outputs)[COLUMNS][4], const float (&s)[TILES][4], const __half* values, int lane) {
+    static __device__ __forceinline__ void multiply_values(float (&outputs)[COLUMNS][4], const float (&s)[TILES][4], const __half* values,
+                                                           int lane) {
         const __half* own = values + (lane % 16) * Values::PITCH + lane / 16 * 8;
 #pragma unroll
         for (int k = 0; k < TILES; k += 2) {
@@ -111,9 +113,9 @@ struct Prompt {
     }
 
     // grid: (parts of a tile, KV heads * parts of their query heads, tiles)
-    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs, const int* tables,
-                                    const int* tiles, int tables_stride, int n_head, int n_head_kv, int window, float scale, float softcap,
-                                    long long block_bytes) {
+    static __device__ __forceinline__ void run(const float* q, float* y, const char* cache, const int* positions, const int* seqs,
+                                               const int* tables, const int* tiles, int tables_stride, int n_head, int n_head_kv,
+                                               int window, float scale, float softcap, long long block_bytes) {
         DYNAMIC_SHARED(__half, keys);
         __half* values = keys + TOKENS * Keys::PITCH;
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -192,8 +194,9 @@ struct Prompt {
     }
 
     // Products become weights (those of masked positions 0), and what was summed before fades
-    static __device__ __forceinline__ void soften(float (&s)[TILES][4], float (&most)[2], float (&sum)[2], float (&outputs)[COLUMNS][4], bool edge,
-                                       int base, int start, int row, int heads, int window, float scale, float softcap, int t) {
+    static __device__ __forceinline__ void soften(float (&s)[TILES][4], float (&most)[2], float (&sum)[2], float (&outputs)[COLUMNS][4],
+                                                  bool edge, int base, int start, int row, int heads, int window, float scale,
+                                                  float softcap, int t) {
         float now[2] = {most[0], most[1]}, zero[2], fade[2];
 #pragma unroll
         for (int n = 0; n < TILES; n++) to_scores(s[n], scale, softcap);
