@@ -21,7 +21,13 @@ def _cpu(place: Place, n_threads: int, progress: Progress | None) -> Speeds:
     return measure(n_threads, progress)
 
 
-MEASURES: Mapping[str, Measure] = {"cpu": _cpu}
+def _cuda(place: Place, n_threads: int, progress: Progress | None) -> Speeds:
+    from ggrun.runtime.cuda.tuning import measure
+
+    return measure(place, progress)
+
+
+MEASURES: Mapping[str, Measure] = {"cpu": _cpu, "cuda": _cuda}
 """By kind of device. A GPU's also measures copies to and from pinned memory, the latency of one, and the driver's own share of memory;
 what has no entry is guessed."""
 
