@@ -107,9 +107,10 @@ def mixture(n_layers: int = 8, n_expert: int = 8, n_embd: int = 1024, n_ff: int 
 
 def sparse_file(name: str, path: Path, mix: str = "q4_k_m") -> Path:
     """A GGUF file of a published model at true size, whose weights are a hole in the disk: it takes the room of its header."""
-    shape, _ = SHAPES[name]
+    shape, n_vocab = SHAPES[name]
     vocabulary = make_model.made_up_vocabulary(shape.specials)
-    n_vocab = len(vocabulary["tokenizer.ggml.tokens"])
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
+        vocabulary[key] = vocabulary[key][:n_vocab]
     writer = GgufWriter(path)
     metadata = {"general.architecture": shape.architecture, **make_model.hyperparameters(shape, shape.n_layers, n_vocab), **vocabulary}
     for key, value in metadata.items():
