@@ -31,9 +31,19 @@ def tune(
         print(json.dumps({"file": str(path), **asdict(machine)}))
         return
     _show({"CPU": machine.cpu, **machine.gpus})
-    for name in skipped:
-        screen.note(f"{name}: this version cannot measure it; its speeds stay guesses")
+    for sentence in skipped:
+        screen.note(sentence)
     screen.note(f"kept in {path}")
+
+
+_OF_GPUS = (
+    ("copies within its memory", "GB/s", 1e9, "copy"),
+    ("copies to it", "GB/s", 1e9, "to_device"),
+    ("copies from it", "GB/s", 1e9, "from_device"),
+    ("one crossing", "us", 1e-6, "latency"),
+    ("start of a stage", "us", 1e-6, "start"),
+    ("driver's memory", "MiB", 1 << 20, "driver_bytes"),
+)
 
 
 def _show(devices: "dict[str, Speeds]") -> None:
@@ -48,8 +58,6 @@ def _show(devices: "dict[str, Speeds]") -> None:
     table.add_row("attention", *(f"{s.attention / 1e9:.0f} GFLOP/s" for s in speeds))
     table.add_row("one step", *(f"{s.step * 1e6:.2f} us" for s in speeds))
     if len(speeds) > 1:
-        table.add_row("copies to it", *(f"{s.to_device / 1e9:.1f} GB/s" if s.to_device else "" for s in speeds))
-        table.add_row("copies from it", *(f"{s.from_device / 1e9:.1f} GB/s" if s.from_device else "" for s in speeds))
-        table.add_row("one crossing", *(f"{s.latency * 1e6:.1f} us" if s.latency else "" for s in speeds))
-        table.add_row("driver's memory", *(f"{s.driver_bytes / (1 << 20):.0f} MiB" if s.driver_bytes else "" for s in speeds))
+        for what, unit, scale, field in _OF_GPUS:
+            table.add_row(what, *(f"{value / scale:.1f} {unit}" if (value := getattr(s, field)) else "" for s in speeds))
     Console(highlight=False).print(table)

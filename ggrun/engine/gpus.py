@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from ggrun.plan.device import Place
@@ -11,7 +12,10 @@ from ggrun.runtime.cuda.device import CONTEXT_BYTES, OWN_BYTES, CudaDevice
 
 @cache
 def found() -> tuple[Place, ...]:
-    """The usable GPUs with what is free on each; looked for once. Opens a context on each for a moment: the driver tells no other way."""
+    """The usable GPUs with what is free on each, the guess of a context added; looked for once.
+
+    Opens a context on each for a moment: the driver tells no other way.
+    """
     from ggrun.runtime.cuda.driver import Device
     from ggrun.runtime.cuda.probe import Context, CudaMissing, probe
 
@@ -21,7 +25,7 @@ def found() -> tuple[Place, ...]:
             free, total = context.memory()
         finally:
             context.close()
-        return Place(CudaDevice(device.label, device.arch), total, min(total, free + CONTEXT_BYTES), device.name, device.cc)
+        return Place(CudaDevice(device.label, device.arch), total, free + CONTEXT_BYTES, device.name, device.cc)
 
     looked = probe()
     places = []
@@ -53,13 +57,17 @@ def worth_saying() -> str:
 
 
 def measured(places: tuple[Place, ...], machine: Machine) -> tuple[Place, ...]:
-    """The places, with the driver's own share where it was measured."""
+    """The places, with the driver's own share where it was measured, and no more free than there is.
+
+    What is free was asked with a context open, which the ledger lists with the rest of the driver's share: it is added again.
+    """
     result = []
     for place in places:
-        speeds = machine.gpus.get(place.gpu)
-        own = speeds.driver_bytes if speeds else 0
-        assert isinstance(place.device, CudaDevice)
-        device = CudaDevice(place.device.name, place.device.arch, own or OWN_BYTES)
-        free = min(place.total_bytes, place.free_bytes + (own - OWN_BYTES if own else 0))
-        result.append(Place(device, place.total_bytes, free, place.gpu, place.compute_capability))
+        speeds, device, context = machine.gpus.get(place.gpu), place.device, CONTEXT_BYTES
+        if speeds and speeds.driver_bytes:
+            assert isinstance(device, CudaDevice)
+            device = CudaDevice(device.name, device.arch, speeds.driver_bytes)
+            context = speeds.driver_bytes - (speeds.code_bytes or OWN_BYTES - CONTEXT_BYTES)
+        free = min(place.total_bytes, place.free_bytes - CONTEXT_BYTES + context)
+        result.append(replace(place, device=device, free_bytes=free))
     return tuple(result)

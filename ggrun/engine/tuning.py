@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggrun.engine import places
+from ggrun.errors import GgrunError
 from ggrun.plan.device import Place
 from ggrun.plan.machine import Machine, Speeds, write_machine
 from ggrun.runtime.cpu.cores import n_cores
@@ -33,16 +34,21 @@ what has no entry is guessed."""
 
 
 def tune(progress: Progress | None = None, n_threads: int = 0) -> tuple[Machine, Path, list[str]]:
-    """Measure the CPU with a team of n_threads (0: every core) and every GPU; the figures, their file, and devices not measured."""
+    """Measure the CPU with a team of n_threads (0: every core) and every GPU; the figures, their file, and why some were not taken.
+
+    A GPU's figures are kept under its card's name, so that two cards, or a card and what stands in for one, never share any.
+    """
     n_threads = min(n_threads, n_cores()) if n_threads > 0 else n_cores()
     machine = Machine(_cpu(places.cpu(), n_threads, progress))
     skipped = []
     for place in places.gpus():
-        measure = MEASURES.get(place.device.kind)
-        if measure is None:
-            skipped.append(place.device.name)
-        else:
+        name, measure = place.device.name, MEASURES.get(place.device.kind)
+        try:
+            if measure is None:
+                raise GgrunError("this version cannot measure it")
             machine = replace(machine, gpus={**machine.gpus, place.gpu: measure(place, n_threads, progress)})
+        except GgrunError as error:
+            skipped.append(f"{str(error).removeprefix(f'{name}: ')}; the speeds of {name} stay as they were")
     path = places.machine_file()
     write_machine(path, machine)
     return machine, path, skipped

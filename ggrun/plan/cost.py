@@ -1,7 +1,7 @@
 """Seconds a batch takes, from bytes, multiplications and a machine's speeds: by this candidates are compared and speeds predicted.
 
 A unit takes the longer of reading its weights and multiplying with them, then attention's the same with keys and values, and a fixed
-time for every op. What crosses between devices takes its bytes and a latency.
+time for every op. A stage takes a start, and what crosses between devices its bytes and a latency.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ class Cost:
         for unit, cost in self._units.items():
             device = where[unit]
             total += self._unit(cost, self._speeds[device], n_tokens if unit != "head" else 1, depth)
-            if before and device != before:
-                total += self._cross(before, device, n_tokens * self._width)
+            if device != before:
+                total += self._speeds[device].start
+                total += self._cross(before, device, n_tokens * self._width) if before else 0.0
             before = device
         return total + self._cross(before, "CPU", 4 * self._program.n_vocab if n_tokens == 1 else 0)
 

@@ -21,7 +21,8 @@ class Speeds:
     """Of one device. All per second; `step`, `latency`: seconds. flops: 2 x multiplications of a matrix product of many tokens.
 
     step: what one step takes beside its work (a barrier, a launch). to_device, from_device: copies between it and pinned host memory;
-    latency: of one crossing. driver_bytes: what a GPU's driver takes of its memory for itself (0: not measured).
+    latency: of one crossing. start: seconds from asking for a GPU's stage to its end, beside its steps. copy: within a GPU's memory.
+    driver_bytes: what a GPU's driver takes of its memory for itself (0: not measured); code_bytes: the part of it that comes with kernels.
     """
 
     read: float
@@ -32,6 +33,9 @@ class Speeds:
     from_device: float = 0.0
     latency: float = 0.0
     driver_bytes: int = 0
+    code_bytes: int = 0
+    copy: float = 0.0
+    start: float = 0.0
     measured: str = ""  # when, in ISO 8601; empty: guessed
 
 
@@ -77,9 +81,9 @@ def guessed_gpu(compute_capability: int, total_bytes: int) -> Speeds:
     read, tops = next((bandwidth, tops) for cc, most, bandwidth, tops in _CARDS if cc == known and gib <= most + 0.5)
     int8 = tops * 1e12
     f32 = int8 / 8
-    return Speeds(
-        read * GIGA, {"q8_k": int8, "q8_0": int8, "f32": f32}, 2.5e-6, int8 / 6, to_device=12 * GIGA, from_device=12 * GIGA, latency=15e-6
-    )
+    products = {"q8_k": int8, "q8_0": int8, "f32": f32}
+    link = 12 * GIGA
+    return Speeds(read * GIGA, products, 2.5e-6, int8 / 6, to_device=link, from_device=link, latency=15e-6, start=15e-6)
 
 
 def guessed_cpu(n_threads: int) -> Speeds:

@@ -168,18 +168,3 @@ def test_closing_twice_frees_everything(driver) -> None:
     after = driver.counters()
     assert sum(after["used"]) == sum(before["used"])
     assert after["pinned"] == before["pinned"]
-
-
-def test_a_gpu_is_measured() -> None:
-    """Small sizes: on the stand-in driver the figures mean nothing, but every part of the measuring runs."""
-    from ggrun.runtime.cuda.tuning import measure
-    from ggrun.runtime.yardstick import KINDS, Sizes
-    from tests.gpu.machines import places
-
-    sizes = Sizes(width=256, rows=64, vocabulary=64, tokens=32, depth=64, n_head=4, n_head_kv=2)
-    speeds = measure(places()[1], sizes=sizes)
-    assert set(speeds.flops) == set(KINDS)
-    figures = (speeds.read, *speeds.flops.values(), speeds.step, speeds.attention, speeds.to_device, speeds.from_device, speeds.latency)
-    for figure in figures:
-        assert 0 < figure < float("inf")
-    assert speeds.driver_bytes >= 0  # 0: a second context took nothing, so the guess stands

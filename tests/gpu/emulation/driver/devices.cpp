@@ -21,7 +21,7 @@ static void set_list(std::vector<int64_t>& list, const char* text) {
 
 static bool set(Settings& s, const std::string& name, const char* text) {
     struct { const char* name; int64_t* value; } plain[] = {
-        {"devices", &s.devices}, {"driver", &s.driver}, {"context_bytes", &s.context_bytes}, {"eager", &s.eager},
+        {"devices", &s.devices}, {"driver", &s.driver}, {"context_bytes", &s.context_bytes}, {"module_bytes", &s.module_bytes}, {"eager", &s.eager},
         {"processors", &s.processors}, {"fail_init", &s.fail_init}, {"poison_bytes", &s.poison_bytes},
     };
     for (auto& one : plain) if (name == one.name) return *one.value = atoll(text), true;
@@ -32,7 +32,7 @@ static bool set(Settings& s, const std::string& name, const char* text) {
 
 static Settings from_environment() {
     Settings s;
-    for (const char* name : {"devices", "driver", "context_bytes", "eager", "processors", "fail_init", "poison_bytes", "memory", "capability"}) {
+    for (const char* name : {"devices", "driver", "context_bytes", "module_bytes", "eager", "processors", "fail_init", "poison_bytes", "memory", "capability"}) {
         std::string variable = std::string("GGRUN_STANDIN_") + name;
         std::transform(variable.begin(), variable.end(), variable.begin(), ::toupper);
         if (const char* text = getenv(variable.c_str())) set(s, name, text);
@@ -56,15 +56,19 @@ static int64_t nth(const std::vector<int64_t>& list, int i, int64_t otherwise) {
 int64_t memory_of(int device) { return nth(state().settings.memory, device, 0); }
 int64_t capability_of(int device) { return nth(state().settings.capabilities, device, state().settings.capability); }
 
+static Context* fresh(int device, bool primary) {
+    auto* context = new Context{device};
+    context->primary = primary;
+    context->standard = new Stream{context};
+    state().streams.push_back(context->standard);
+    (primary ? state().primary : state().others).push_back(context);
+    return context;
+}
 static void prepare(int device) {
     State& s = state();
     if ((int)s.primary.size() > device) return;
     for (int i = (int)s.primary.size(); i <= device; i++) {
-        auto* context = new Context{i};
-        context->primary = true;
-        context->standard = new Stream{context};
-        s.streams.push_back(context->standard);
-        s.primary.push_back(context);
+        fresh(i, true);
         s.used.push_back(0);
         s.peak.push_back(0);
     }
@@ -200,9 +204,8 @@ ENTRY cuDeviceGetAttribute(int* value, int attribute, int device) {
 
 static Result open(Context* context) {               // the driver's own memory
     State& s = state();
-    if (context->retained++) return SUCCESS;
-    const int d = context->device;
-    if ((int64_t)s.used[d] + s.settings.context_bytes > memory_of(d)) return context->retained--, OUT_OF_MEMORY;
+    if (!context->retained && (int64_t)free_of(context->device) < s.settings.context_bytes) return OUT_OF_MEMORY;
+    context->retained++;
     return SUCCESS;
 }
 ENTRY cuDevicePrimaryCtxRetain(void** context, int device) {
@@ -214,23 +217,28 @@ ENTRY cuDevicePrimaryCtxRetain(void** context, int device) {
     *context = state().primary[device];
     return SUCCESS;
 }
+static Result close(Context* context) {
+    if (!context || !context->retained) return INVALID_CONTEXT;
+    if (!--context->retained) context->modules = 0;
+    return SUCCESS;
+}
 ENTRY cuDevicePrimaryCtxRelease_v2(int device) {
     HOLD;
-    if (!valid(device) || (int)state().primary.size() <= device || !state().primary[device]->retained) return INVALID_CONTEXT;
-    state().primary[device]->retained--;
-    return SUCCESS;
+    if (!valid(device) || (int)state().primary.size() <= device) return INVALID_CONTEXT;
+    return close(state().primary[device]);
 }
 ENTRY cuCtxCreate_v2(void** context, unsigned, int device) {
-    if (Result r = cuDevicePrimaryCtxRetain(context, device)) return r;
-    contexts.push_back((Context*)*context);
-    return SUCCESS;
-}
-ENTRY cuCtxDetach(void* context) {
     HOLD;
-    auto* c = (Context*)context;
-    if (c && c->retained) c->retained--;
+    if (!state().initialized) return NOT_INITIALIZED;
+    if (!valid(device)) return INVALID_DEVICE;
+    prepare(device);
+    Context* made = fresh(device, false);
+    if (Result r = open(made)) return r;
+    contexts.push_back(made);
+    *context = made;
     return SUCCESS;
 }
+ENTRY cuCtxDetach(void* context) { HOLD; return close((Context*)context); }
 ENTRY cuCtxDestroy_v2(void* context) { return cuCtxDetach(context); }
 ENTRY cuCtxPushCurrent_v2(void* context) { contexts.push_back((Context*)context); return SUCCESS; }
 ENTRY cuCtxPopCurrent_v2(void** context) {

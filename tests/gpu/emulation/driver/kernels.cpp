@@ -39,6 +39,7 @@ ENTRY cuModuleLoadDataEx(void** module, const void* image, unsigned, int*, void*
     unlink(path);
     if (!library) return fprintf(stderr, "stand-in driver: %s\n", dlerror()), INVALID_IMAGE;
     state().counters.modules++;
+    current()->modules++;
     *module = new Module{library, current()};
     return SUCCESS;
 }
@@ -46,6 +47,7 @@ ENTRY cuModuleLoadData(void** module, const void* image) { return cuModuleLoadDa
 ENTRY cuModuleUnload(void* module) {
     HOLD;
     drain_all();
+    if (Context* context = ((Module*)module)->context; context->modules) context->modules--;
     delete (Module*)module;            // the library stays: a graph may still hold its kernels
     return SUCCESS;
 }

@@ -16,9 +16,14 @@ Result taken() {
     return SUCCESS;
 }
 
-static uint64_t free_of(int device) {
+static int64_t own_of(const Context* context, int device) {       // what the driver keeps for itself
+    const Settings& s = state().settings;
+    return context->device == device && context->retained ? s.context_bytes + context->modules * s.module_bytes : 0;
+}
+uint64_t free_of(int device) {
     State& s = state();
-    const int64_t left = memory_of(device) - (int64_t)s.used[device] - (s.primary[device]->retained ? s.settings.context_bytes : 0);
+    int64_t left = memory_of(device) - (int64_t)s.used[device];
+    for (const auto* list : {&s.primary, &s.others}) for (const Context* context : *list) left -= own_of(context, device);
     return left > 0 ? (uint64_t)left : 0;
 }
 

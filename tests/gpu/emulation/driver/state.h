@@ -21,20 +21,20 @@ enum : Result {
 };
 
 struct Stream;
-struct Event { uint64_t recorded = 0, reached = 0; Stream* where = nullptr; Stream* captured_in = nullptr; };
+struct Event { uint64_t recorded = 0, reached = 0; double when = 0; Stream* where = nullptr; Stream* captured_in = nullptr; };
 struct Work {
     std::function<Result()> act;
     Event* needs = nullptr;          // not before this event has reached `mark`
     uint64_t mark = 0;
 };
 struct Graph { std::vector<Work> work; };
-struct Context { int device; int retained = 0; Stream* standard = nullptr; bool primary = false; };
+struct Context { int device; int retained = 0; Stream* standard = nullptr; bool primary = false; int modules = 0; };
 struct Stream { Context* context; std::deque<Work> queue; Graph* capture = nullptr; bool running = false, owns_capture = false; };
 struct Allocation { size_t bytes; char* mapping; size_t mapped; int device; };
 struct Pinned { size_t bytes; bool allocated; };
 
 struct Settings {                    // by environment GGRUN_STANDIN_<NAME>, or standin_set(name, value)
-    int64_t devices = 1, capability = 90, driver = 12090, context_bytes = 64 << 20, eager = 0, processors = 4, fail_init = 0,
+    int64_t devices = 1, capability = 90, driver = 12090, context_bytes = 64 << 20, module_bytes = 0, eager = 0, processors = 4, fail_init = 0,
             poison_bytes = 256 << 20;
     std::vector<int64_t> memory{8ll << 30};       // of each device; the last counts for all others. MEMORY=8589934592,4294967296
     std::vector<int64_t> capabilities{};          // CAPABILITY=86,75
@@ -53,7 +53,7 @@ struct State {
     bool ready = false, initialized = false;
     Result broken = SUCCESS;                      // sticky, as a kernel's fault is
     std::string error;
-    std::vector<Context*> primary;
+    std::vector<Context*> primary, others;         // others: made, not retained
     std::vector<Stream*> streams;
     std::map<Address, Allocation> memory;
     std::map<Address, Pinned> pinned;
@@ -61,6 +61,7 @@ struct State {
 };
 State& state();
 int64_t memory_of(int device);
+uint64_t free_of(int device);
 int64_t capability_of(int device);
 
 extern thread_local std::vector<Context*> contexts;
