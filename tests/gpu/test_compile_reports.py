@@ -22,6 +22,7 @@ ALLOWED: tuple[tuple[str, Iterable[int], int, str], ...] = (
     ("expert_gemm__*__64", (61,), 640, "as gemm, with the rows' addresses besides"),
     ("gemm__*__64", (80, 86, 89), 400, "128 registers for two blocks a multiprocessor: minima are kept aside between steps of k"),
     ("expert_gemm__*__64", (80, 86, 89), 400, "as gemm"),
+    ("attention_prompt__Q8_0__Q8_0__64__64", (80, 86, 89), 64, "128 registers for four blocks a multiprocessor; prompts only"),
 )
 FEW = 48  # bytes that are let pass anywhere but in HOT: addresses kept aside over a loop that does not touch them
 HOT = (
