@@ -18,10 +18,11 @@ from tests.gpu.reports import ARCHITECTURES, Report, parse, reports, wanted
 
 # kernels, architectures, bytes a thread (stores and loads), why. Nothing a single token needs at head sizes up to 128 may stand here
 ALLOWED: tuple[tuple[str, Iterable[int], int, str], ...] = (
-    ("gemm__*__64", (61,), 320, "Pascal's dp4a tiles keep 64 sums a thread; prompts only"),
+    ("gemm__*__64", (61,), 320, "the compiler stops at 128 registers; prompts only. Measured, not yet looked into"),
     ("expert_gemm__*__64", (61,), 640, "as gemm, with the rows' addresses besides"),
-    ("gemm__*__64", (80, 86, 89), 400, "128 registers for two blocks a multiprocessor: minima are kept aside between steps of k"),
+    ("gemm__*__64", (80, 86, 89), 400, "as on 61: measured, not yet looked into"),
     ("expert_gemm__*__64", (80, 86, 89), 400, "as gemm"),
+    ("attention_prompt__Q8_0__Q8_0__64__64", (80, 86, 89), 64, "prompts only. Measured, not yet looked into"),
 )
 FEW = 48  # bytes that are let pass anywhere but in HOT: addresses kept aside over a loop that does not touch them
 HOT = (
