@@ -192,33 +192,40 @@ def _context_bytes(device: CudaDevice) -> int:
 def _copies(device: CudaDevice, n_bytes: int) -> tuple[float, float, float, float]:
     """Bytes a second to the device and from it, through pinned memory; seconds of a small copy there and back, halved; bytes a second
     copied within its memory, n_bytes at a time."""
-    driver: Any = probe.pycuda_driver()
     context = _context(device)
     try:
-        with context.use(), _memory(driver, device, n_bytes) as (host, one, other):
-            stream, begin, end = driver.Stream(), driver.Event(), driver.Event()
-
-            def timed(copy: Callable[[], None]) -> float:
-                begin.record(stream)
-                copy()
-                end.record(stream)
-                end.synchronize()
-                return float(begin.time_till(end)) / 1e3
-
-            def middle(copy: Callable[[], None]) -> float:
-                return median(timed(copy) for _ in range(SAMPLES))
-
-            def there_and_back() -> None:
-                driver.memcpy_htod_async(one, host[:256], stream)
-                driver.memcpy_dtoh_async(host[:256], one, stream)
-                stream.synchronize()
-
-            to = len(host) / middle(lambda: driver.memcpy_htod_async(one, host, stream))
-            back = len(host) / middle(lambda: driver.memcpy_dtoh_async(host, one, stream))
-            copy = n_bytes / middle(lambda: driver.memcpy_dtod_async(other, one, n_bytes, stream))
-            return to, back, _wall(there_and_back) / 2, copy
+        with context.use():
+            return _timed_copies(probe.pycuda_driver(), device, n_bytes)
     finally:
         context.close()
+
+
+def _timed_copies(driver: Any, device: CudaDevice, n_bytes: int) -> tuple[float, float, float, float]:
+    """In the current context; what it makes is gone when it returns."""
+    stream, begin, end = driver.Stream(), driver.Event(), driver.Event()
+
+    def timed(copy: Callable[[], None]) -> float:
+        begin.record(stream)
+        copy()
+        end.record(stream)
+        end.synchronize()
+        return float(begin.time_till(end)) / 1e3
+
+    def middle(copy: Callable[[], None]) -> float:
+        return median(timed(copy) for _ in range(SAMPLES))
+
+    with _memory(driver, device, n_bytes) as (host, one, other):
+        small = host[:256]
+
+        def there_and_back() -> None:
+            driver.memcpy_htod_async(one, small, stream)
+            driver.memcpy_dtoh_async(small, one, stream)
+            stream.synchronize()
+
+        to = len(host) / middle(lambda: driver.memcpy_htod_async(one, host, stream))
+        back = len(host) / middle(lambda: driver.memcpy_dtoh_async(host, one, stream))
+        copy = n_bytes / middle(lambda: driver.memcpy_dtod_async(other, one, n_bytes, stream))
+        return to, back, _wall(there_and_back) / 2, copy
 
 
 @contextmanager
