@@ -37,7 +37,7 @@ def tune(
 
 
 _OF_GPUS = (
-    ("copies within its memory", "GB/s", 1e9, "copy"),
+    ("copies within its memory", "GB/s", 1e9, "within"),
     ("copies to it", "GB/s", 1e9, "to_device"),
     ("copies from it", "GB/s", 1e9, "from_device"),
     ("one crossing", "us", 1e-6, "latency"),

@@ -21,7 +21,7 @@ class Speeds:
     """Of one device. All per second; `step`, `latency`: seconds. flops: 2 x multiplications of a matrix product of many tokens.
 
     step: what one step takes beside its work (a barrier, a launch). to_device, from_device: copies between it and pinned host memory;
-    latency: of one crossing. start: seconds from asking for a GPU's stage to its end, beside its steps. copy: within a GPU's memory.
+    latency: of one crossing. start: seconds from asking for a GPU's stage to its end, beside its steps. within: copies in a GPU's memory.
     driver_bytes: what a GPU's driver takes of its memory for itself (0: not measured); code_bytes: the part of it that comes with kernels.
     """
 
@@ -34,7 +34,7 @@ class Speeds:
     latency: float = 0.0
     driver_bytes: int = 0
     code_bytes: int = 0
-    copy: float = 0.0
+    within: float = 0.0
     start: float = 0.0
     measured: str = ""  # when, in ISO 8601; empty: guessed
 

@@ -31,7 +31,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def figures(speeds: Speeds) -> tuple[float, ...]:
     s = speeds
-    return (s.read, *s.flops.values(), s.step, s.attention, s.to_device, s.from_device, s.latency, s.copy)
+    return (s.read, *s.flops.values(), s.step, s.attention, s.to_device, s.from_device, s.latency, s.within)
 
 
 @pytest.mark.usefixtures("gpu")

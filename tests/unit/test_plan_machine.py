@@ -1,6 +1,7 @@
 """Speeds: guesses for every card, files that are written, read, merged, and forgiven; predictions from them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def test_crossings_cost() -> None:
     assert crossings == [1, 63]
     assert cost._cross("CPU", "CUDA0", 0) > 0
     assert cost._cross("CPU", "CPU", 1 << 20) == 0
+
+
+def test_every_stage_on_a_gpu_takes_a_start() -> None:
+    often = place(LLAMA, Pins(kv_offload=False), Choice(33, gpus=("CUDA0",)))
+    slow = replace(guessed_gpu(86, 24 * GIB), start=1e-3)
+    times = []
+    for start in (1e-3, 0.0):
+        known = Machine(guessed_cpu(4), {"card": replace(slow, start=start)})
+        times.append(Cost(LLAMA, machine((24,)), known, "f16", "f16", 512).seconds(often, 1, 1))
+    assert times[0] - times[1] == pytest.approx(32e-3)
 
 
 def test_tune_measures_and_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def _measured(place: Place, device: CudaDevice, sizes: Sizes, progress: Progress
         read = head / yardstick.seconds("head.weight")
         step, start = yardstick.step_and_start()
         code_bytes = yardstick.code_bytes + SPARE_BYTES
-    to, back, latency, copy = _copies(device, head)
+    to, back, latency, within = _copies(device, head)
     return Speeds(
         read=read,
         flops=products,
@@ -76,7 +76,7 @@ def _measured(place: Place, device: CudaDevice, sizes: Sizes, progress: Progress
         latency=latency,
         driver_bytes=context_bytes + code_bytes,
         code_bytes=code_bytes,
-        copy=copy,
+        within=within,
         start=start,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -224,8 +224,8 @@ def _timed_copies(driver: Any, device: CudaDevice, n_bytes: int) -> tuple[float,
 
         to = len(host) / middle(lambda: driver.memcpy_htod_async(one, host, stream))
         back = len(host) / middle(lambda: driver.memcpy_dtoh_async(host, one, stream))
-        copy = n_bytes / middle(lambda: driver.memcpy_dtod_async(other, one, n_bytes, stream))
-        return to, back, _wall(there_and_back) / 2, copy
+        within = n_bytes / middle(lambda: driver.memcpy_dtod_async(other, one, n_bytes, stream))
+        return to, back, _wall(there_and_back) / 2, within
 
 
 @contextmanager
