@@ -21,7 +21,8 @@ class Speeds:
     """Of one device. All per second; `step`, `latency`: seconds. flops: 2 x multiplications of a matrix product of many tokens.
 
     step: what one step takes beside its work (a barrier, a launch). to_device, from_device: copies between it and pinned host memory;
-    latency: of one crossing. driver_bytes: what a GPU's driver takes of its memory for itself (0: not measured).
+    latency: of one crossing. copy: by one of the CPU's threads into pinned memory. driver_bytes: what a GPU's driver takes of its memory
+    for itself (0: not measured).
     """
 
     read: float
@@ -32,6 +33,7 @@ class Speeds:
     from_device: float = 0.0
     latency: float = 0.0
     driver_bytes: int = 0
+    copy: float = 0.0  # 0: not measured
     measured: str = ""  # when, in ISO 8601; empty: guessed
 
 
@@ -86,6 +88,9 @@ def guessed_cpu(n_threads: int) -> Speeds:
     """A desktop processor of today with two channels of memory."""
     n = max(1, n_threads)
     return Speeds(min(12 * n, 40) * GIGA, {"q8_k": 250 * GIGA * n, "q8_0": 250 * GIGA * n, "f32": 60 * GIGA * n}, 3e-6, 60 * GIGA * n)
+
+
+GUESSED_COPY = 8 * GIGA  # one thread's, from the file's pages into pinned memory
 
 
 def gpu_speeds(machine: Machine, name: str, compute_capability: int, total_bytes: int) -> Speeds:

@@ -60,7 +60,7 @@ def measure(place: Place, progress: Progress | None = None, sizes: Sizes | None 
     finally:
         executor.close()
     copies = _copies(device)
-    return Speeds(read, products, step, attention, *copies, driver_bytes, datetime.now(UTC).isoformat(timespec="seconds"))
+    return Speeds(read, products, step, attention, *copies, driver_bytes, measured=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def _context(device: CudaDevice) -> probe.Context:
