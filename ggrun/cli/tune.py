@@ -50,6 +50,7 @@ def _show(devices: "dict[str, Speeds]") -> None:
     if len(speeds) > 1:
         table.add_row("copies to it", *(f"{s.to_device / 1e9:.1f} GB/s" if s.to_device else "" for s in speeds))
         table.add_row("copies from it", *(f"{s.from_device / 1e9:.1f} GB/s" if s.from_device else "" for s in speeds))
+        table.add_row("copies by one thread", *(f"{s.copy / 1e9:.1f} GB/s" if s.copy else "" for s in speeds))
         table.add_row("one crossing", *(f"{s.latency * 1e6:.1f} us" if s.latency else "" for s in speeds))
         table.add_row("driver's memory", *(f"{s.driver_bytes / (1 << 20):.0f} MiB" if s.driver_bytes else "" for s in speeds))
     Console(highlight=False).print(table)

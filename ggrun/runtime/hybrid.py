@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.errors import GgrunError
 from ggrun.plan.device import Stage, Take
 from ggrun.program.program import Program
 from ggrun.runtime.executor import Batch, Cancelled, Highest, SegmentExecutor
@@ -78,7 +79,7 @@ class HybridExecutor:
                     self._release(index)
                     executor.fence()
             return logits
-        except Cancelled:
+        except (Cancelled, GgrunError):  # aborted, or streamed weights that cannot be read
             self._settle_abort()
             raise
         finally:

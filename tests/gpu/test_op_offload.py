@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ggrun.errors import GgrunError
+from ggrun.runtime.cpu import residency
 from ggrun.runtime.executor import Cancelled
 from tests.gpu.machines import planned, running, sequences
 from tests.gpu.test_hybrid import Parted, assert_alike
@@ -72,14 +73,14 @@ def test_each_weight_is_streamed_once_a_long_batch_and_never_for_a_short_one(dri
     program, tensors = DENSE.build()
     where = {unit: "CUDA0" for unit in program.units if unit.startswith("layer.2") or unit == "head"}
 
-    def bytes_up(prompt_from: int) -> list[tuple[int, int, int]]:
+    def bytes_up(prompt_from: int) -> list[tuple[int, int, dict[str, int]]]:
         with running(program, tensors, where, prompt_from=prompt_from) as r:
             s, found = sequences(r.plan), []
             for part in PARTS:
                 driver.reset()
                 r.executor.run(s.batch(part))
                 used = driver.counters()
-                found.append((used["bytes_h2d"], used["bytes_d2h"], used["launches"]))
+                found.append((used["bytes_h2d"], used["bytes_d2h"], used["kernels"]))
             return found
 
     plain, streamed = bytes_up(0), bytes_up(FROM)
@@ -101,11 +102,26 @@ def test_allocated_equals_ledger(driver, model: Layers) -> None:
         arena = sum(plan.ledger.total("CUDA0", purpose) for purpose in ("weights", "kv", "scratch", "stream"))
         assert driver.counters()["used"][0] == arena
         before, s = driver.counters(), sequences(r.plan)
+        driver.ready()
         for part in PARTS:
             r.executor.run(s.batch(part))
+        driver.ready(False)
         after = driver.counters()
-        for count in ("allocations", "used", "pinned"):
-            assert after[count] == before[count]
+        assert after["after_ready"] == 0
+        assert (after["used"], after["pinned"]) == (before["used"], before["pinned"])
+
+
+def test_weights_are_read_from_their_private_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the CPU's matrices have moved to huge pages, the file is not read again."""
+    monkeypatch.setattr(residency, "available_bytes", lambda: 1 << 60)
+    program, tensors = DENSE.build()
+    slow = Slow(tensors)
+    with running(program, slow, {"layer.1.attn": "CUDA0"}, prompt_from=FROM, copy_weights=True) as r:
+        batch = sequences(r.plan).batch(PARTS[0])
+        want = r.executor.run(batch).copy()
+        r.executor.settle()
+        slow.problem = "the file was read"
+        assert np.array_equal(r.executor.run(batch), want)
 
 
 def test_off_is_the_plan_of_before() -> None:
