@@ -8,6 +8,7 @@ import pytest
 
 from ggrun.errors import GgrunError
 from ggrun.runtime.cpu import residency
+from ggrun.runtime.cuda.device import CudaDevice
 from ggrun.runtime.executor import Cancelled
 from tests.gpu.machines import planned, running, sequences
 from tests.gpu.test_hybrid import Parted, assert_alike
@@ -109,6 +110,15 @@ def test_allocated_equals_ledger(driver, model: Layers) -> None:
         after = driver.counters()
         assert after["after_ready"] == 0
         assert (after["used"], after["pinned"]) == (before["used"], before["pinned"])
+
+
+def test_matrices_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, tensors = DENSE.build()
+    where = {unit: "CUDA0" for unit in program.units if unit.endswith("attn")}
+    plain = logits(program, tensors, where)
+    monkeypatch.setattr(CudaDevice, "piece_bytes", 1024)
+    assert 5 * 1024 < tensors["0.gate.weight"].n_bytes
+    assert_alike(logits(program, tensors, where, prompt_from=FROM), plain)
 
 
 def test_weights_are_read_from_their_private_copy(monkeypatch: pytest.MonkeyPatch) -> None:

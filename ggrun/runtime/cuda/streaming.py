@@ -25,8 +25,8 @@ LOOK_SECONDS = 0.02  # between two looks at whether somebody aborted
 class Streamer:
     """Brings a segment's streams in order, once for each `begin`. The device's context must be current in whoever calls.
 
-    stream: of the steps. address: of the arena. pieces: pinned, both together. read: fills memory with
-    a part of a tensor, in a thread of its own; None: from the file.
+    stream: of the steps. address: of the arena. pieces: pinned, both together. read: fills memory with a part of a tensor, in a thread of
+    its own; None: from the file.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Streamer:
         self._pieces = np.split(pieces, 2)
         self._n_bytes = {name: tensors[name].n_bytes for stream in segment.streams for name in stream.weights}
         self._read: Read = read or (lambda name, start, target: tensors[name].read(start, target))
-        driver.memset_d32(address, 0, segment.stream_bytes // 4)  # what kernels multiply with when they are first run
+        driver.memset_d32_async(address, 0, segment.stream_bytes // 4, stream)  # what kernels multiply with when they are first run
         self._copied, self._arrived, self._used = ([driver.Event(driver.event_flags.DISABLE_TIMING) for _ in range(2)] for _ in range(3))
         self._change = threading.Condition()
         self._going = self._stop = self._closed = False
