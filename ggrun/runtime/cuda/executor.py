@@ -207,7 +207,7 @@ class CudaExecutor:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the arena: what the ledger lists for weights, KV and scratch on this device."""
+        """Bytes of the arena: what the ledger lists for weights, KV, scratch and streamed weights on this device."""
         return 0 if self._closed else self._arena.n_bytes
 
     @property
