@@ -6,7 +6,10 @@ import time
 import numpy as np
 import pytest
 
+from ggrun import Engine, Sampling
 from ggrun.errors import GgrunError
+from ggrun.plan.cost import Cost
+from ggrun.plan.pins import read_pins
 from ggrun.runtime.cpu import residency
 from ggrun.runtime.cuda.device import CudaDevice
 from ggrun.runtime.executor import Cancelled
@@ -102,6 +105,8 @@ def test_allocated_equals_ledger(driver, model: Layers) -> None:
     with running(program, tensors, where, prompt_from=FROM) as r:
         arena = sum(plan.ledger.total("CUDA0", purpose) for purpose in ("weights", "kv", "scratch", "stream"))
         assert driver.counters()["used"][0] == arena
+        pinned = [e.pinned_bytes for e in r.executor._executors if not e.in_host_memory]
+        assert sum(pinned) == plan.ledger.total("CPU", "staging") > 16 << 20
         before, s = driver.counters(), sequences(r.plan)
         driver.ready()
         for part in PARTS:
@@ -214,6 +219,20 @@ def test_a_file_that_cannot_be_read_any_more() -> None:
             r.executor.run(batch)
         slow.problem = ""
         assert np.array_equal(r.executor.run(batch), want)
+
+
+def test_through_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded model, its last layer on the GPU: long prompts are streamed, and the answer is the same as without."""
+    monkeypatch.setattr(Cost, "prompt_from", lambda self, where, streamed: FROM)
+    monkeypatch.setattr(Cost, "streaming", lambda self, where, streamed, n_tokens, depth: 1e-6)
+    texts = []
+    for on in (True, False):
+        with Engine.open(n_ctx=256, n_ubatch=32, placement=read_pins(n_gpu_layers="2", op_offload=on)) as engine:
+            assert bool(engine.plan.prompt_stages) is on
+            assert any("weights streamed" in note for note in engine.plan.notes) is on
+            prompt = engine.tokenizer.encode("What does len do? It returns the number of items of a container. " * 3)[:40]
+            texts.append(engine.submit(prompt, Sampling(temperature=0), n_predict=3).wait().text)
+    assert texts[0] == texts[1]
 
 
 def test_stages_wait_for_no_more_than_they_need() -> None:
