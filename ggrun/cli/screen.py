@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
-STAGES = {"compile": "compiling the kernels for this CPU (first run only)", "load": "loading the model"}
+STAGES = {
+    "compile": "compiling the kernels for this CPU (first run only)",
+    "compile for the GPU": "compiling the kernels for the GPU (first run only)",
+    "load": "loading the model",
+}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -53,7 +57,7 @@ class Screen:
         if not self.terminal:
 
             def line(stage: str, done: int, total: int) -> None:
-                if stage == "compile":
+                if stage != "load":
                     self.once(STAGES[stage] + " ...")
 
             yield line

@@ -181,6 +181,11 @@ class Segment:
         """Of both halves, or of the one that is needed."""
         return min(2, len(self.streams)) * self.half_bytes
 
+    @property
+    def arena_bytes(self) -> int:
+        """Of a GPU's one block: weights, KV, scratch, streamed weights, in that order."""
+        return self.weight_bytes + self.kv_bytes + self.scratch_bytes + self.stream_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Take:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Progress = Callable[[str, int, int], None]  # (stage, done, total); stages "compile", "load"
+Progress = Callable[[str, int, int], None]  # (stage, done, total); stages "compile", "compile for the GPU", "load"
 
 
 class Cancelled(Exception):

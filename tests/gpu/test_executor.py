@@ -179,6 +179,7 @@ def test_a_gpu_is_measured() -> None:
     sizes = Sizes(width=256, rows=64, vocabulary=64, tokens=32, depth=64, n_head=4, n_head_kv=2)
     speeds = measure(places()[1], sizes=sizes)
     assert set(speeds.flops) == set(KINDS)
-    for figure in (speeds.read, *speeds.flops.values(), speeds.step, speeds.attention, speeds.to_device, speeds.from_device, speeds.latency):
+    copies = (speeds.to_device, speeds.from_device, speeds.latency)
+    for figure in (speeds.read, *speeds.flops.values(), speeds.step, speeds.attention, *copies):
         assert 0 < figure < float("inf")
     assert speeds.driver_bytes >= 0  # 0: a second context took nothing, so the guess stands

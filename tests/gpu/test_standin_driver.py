@@ -58,7 +58,7 @@ def test_nothing_happens_before_somebody_waits(step: Step, driver: Driver) -> No
     assert np.array_equal(step.y, 2 * np.arange(N))
     counted = driver.counters()
     assert counted["kernels"] == {"scale": 1}
-    assert (counted["bytes_h2d"], counted["bytes_d2h"], counted["used"]) == (4 * N, 4 * N, [8 * N])
+    assert (counted["bytes_h2d"], counted["bytes_d2h"], counted["used"][0]) == (4 * N, 4 * N, 8 * N)
 
 
 def test_events_between_streams(step: Step) -> None:

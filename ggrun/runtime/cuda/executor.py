@@ -73,8 +73,7 @@ class CudaExecutor:
         self._driver: Any = probe.pycuda_driver()
         self._context = probe.Context(next(found for found in devices() if found.index == device.index))
         with self._making():
-            n_bytes = segment.weight_bytes + segment.kv_bytes + segment.scratch_bytes + segment.stream_bytes
-            self._arena = Arena(self._driver, n_bytes, device.name)
+            self._arena = Arena(self._driver, segment.arena_bytes, device.name)
             self._closing.append(self._arena.free)
             self._pinned = Pinned(self._driver, sum(segment.host.values()), device.name)
             self._closing.append(self._pinned.free)
@@ -139,8 +138,10 @@ class CudaExecutor:
         half = self._pinned.n_bytes // 2
         halves = self._pinned.part(0, half), self._pinned.part(half, half)
         upload(self._driver, self._queue.stream, halves, self._segment.weights, tensors, self._arena.address, kept, report)
-        for address, values in self._binder.constants():
-            self._driver.memcpy_htod(address, values)
+        constants = list(self._binder.constants())
+        for address, values in constants:  # on the stream: a plain copy may return before kernels there would see it
+            self._driver.memcpy_htod_async(address, values, self._queue.stream)
+        self._queue.wait()
 
     def _divide(self) -> None:
         """From now on the pinned block holds the batch, the logits and what crosses a cut."""
@@ -161,7 +162,7 @@ class CudaExecutor:
         none = np.zeros(0, np.int32)
         padding = Batch(none, none, none, none.reshape(0, 0), none)
         n_bytes = inputs.pack(padding, counts, [(0, 1)] * counts.n_tiles, self._shape, self._batch)
-        self._driver.memcpy_htod(self._binder.batch, self._batch[: n_bytes // 4])
+        self._driver.memcpy_htod_async(self._binder.batch, self._batch[: n_bytes // 4], self._queue.stream)
         self._queue.enqueue(self._queue.prepare(self._every(counts)))
         if counts.n_rows and HIGHEST in self._segment.offsets:
             self._queue.enqueue(self._highest(1, 1))

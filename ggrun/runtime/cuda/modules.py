@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ggrun.errors import GgrunError
@@ -13,10 +14,9 @@ from ggrun.runtime.executor import Progress
 
 def load(driver: Any, names: Sequence[str], arch: Arch, progress: Progress | None) -> dict[str, Any]:
     """PyCUDA functions by kernel name; the module of each lives as long as it does. GgrunError when one cannot be compiled or loaded."""
-    if progress:
-        progress("compile", 0, len(names))
     functions: dict[str, Any] = {}
-    for module in sources.compile_kernels(names, arch.cc, nvrtc.find()):
+    told = partial(progress, "compile for the GPU") if progress else None
+    for module in sources.compile_kernels(names, arch.cc, nvrtc.find(), progress=told):
         try:
             loaded = driver.module_from_buffer(module.image)
             functions.update((name, loaded.get_function(name)) for name in module.kernels)
@@ -25,6 +25,4 @@ def load(driver: Any, names: Sequence[str], arch: Arch, progress: Progress | Non
                 f"the driver does not take the machine code of {module.kernels[0]} ({error}); "
                 f"if it was damaged, removing {sources.cache_folder()} helps, else a newer driver"
             ) from None
-        if progress:
-            progress("compile", len(functions), len(names))
     return functions

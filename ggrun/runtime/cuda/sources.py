@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,14 +114,28 @@ def _included(file: str, sources: dict[str, str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def compile_kernels(kernels: Iterable[str], cc: int, compiler: Nvrtc, folder: Path | None = None) -> list[Module]:
+def compile_kernels(
+    kernels: Iterable[str],
+    cc: int,
+    compiler: Nvrtc,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Module]:
     """Machine code for these kernels on a device of compute capability cc (86 for 8.6), from the cache or compiled, units side by side.
 
-    folder: where machine code is kept (`cache_folder()` unless given). Raises CompileError, UnknownKernel, NvrtcMissing."""
+    folder: where machine code is kept (`cache_folder()` unless given). progress(done, total) is told of kernels when some are compiled.
+    Raises CompileError, UnknownKernel, NvrtcMissing.
+    """
     target, wanted = compiler.target(cc), units(kernels)
     folder = cache_folder() if folder is None else folder
+    total, done = sum(len(one.kernels) for one in wanted), 0
+    modules: list[Module] = []
     with ThreadPoolExecutor(max(1, min(len(wanted), os.cpu_count() or 1))) as pool:
-        modules = list(pool.map(lambda one: compile_unit(one, target, compiler, folder), wanted))
+        for module in pool.map(lambda one: compile_unit(one, target, compiler, folder), wanted):
+            modules.append(module)
+            done += len(module.kernels)
+            if progress and any(made.compiled for made in modules):
+                progress(done, total)
     if any(module.compiled for module in modules):
         _remove_old(folder)
     return modules

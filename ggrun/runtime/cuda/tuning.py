@@ -89,36 +89,37 @@ def _driver_bytes(device: CudaDevice) -> int:
 
 def _copies(device: CudaDevice) -> tuple[float, float, float]:
     """Bytes a second to the device and from it, through pinned memory, and seconds of a small copy there and back, halved."""
-    driver: Any = probe.pycuda_driver()
     context = _context(device)
     try:
         with context.use():
-            host = driver.pagelocked_empty(COPY_BYTES, "uint8")
-            memory = driver.mem_alloc(COPY_BYTES)
-            stream = driver.Stream()
-
-            def timed(copy: Callable[[], None]) -> float:
-                times = []
-                for _ in range(5):
-                    begin = perf_counter()
-                    copy()
-                    stream.synchronize()
-                    times.append(perf_counter() - begin)
-                return min(times)
-
-            to = timed(lambda: driver.memcpy_htod_async(memory, host, stream))
-            back = timed(lambda: driver.memcpy_dtoh_async(host, memory, stream))
-            small = host[:256]
-
-            def there_and_back() -> None:
-                driver.memcpy_htod_async(memory, small, stream)
-                driver.memcpy_dtoh_async(small, memory, stream)
-
-            latency = timed(there_and_back) / 2
-            memory.free()
-            host.base.free()
-            del stream
+            return _timed_copies(probe.pycuda_driver())
     finally:
         context.close()
-    return COPY_BYTES / to, COPY_BYTES / back, latency
 
+
+def _timed_copies(driver: Any) -> tuple[float, float, float]:
+    """In the current context; what it makes is gone when it returns."""
+    host = driver.pagelocked_empty(COPY_BYTES, "uint8")
+    memory = driver.mem_alloc(COPY_BYTES)
+    stream = driver.Stream()
+    small = host[:256]
+
+    def timed(copy: Callable[[], None]) -> float:
+        times = []
+        for _ in range(5):
+            begin = perf_counter()
+            copy()
+            stream.synchronize()
+            times.append(perf_counter() - begin)
+        return min(times)
+
+    def there_and_back() -> None:
+        driver.memcpy_htod_async(memory, small, stream)
+        driver.memcpy_dtoh_async(small, memory, stream)
+
+    to = timed(lambda: driver.memcpy_htod_async(memory, host, stream))
+    back = timed(lambda: driver.memcpy_dtoh_async(host, memory, stream))
+    latency = timed(there_and_back) / 2
+    memory.free()
+    host.base.free()
+    return COPY_BYTES / to, COPY_BYTES / back, latency

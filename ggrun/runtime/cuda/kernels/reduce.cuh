@@ -7,6 +7,7 @@
 // ranks are counted.
 #pragma once
 #include "primitives.cuh"
+#include "warps.cuh"
 
 namespace reduce {
 
@@ -93,7 +94,7 @@ __device__ __forceinline__ float2 total_of(const float (&x)[N], const float (&sc
     greatest = block_max(greatest, most);
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < N; i++) sum += x[i] == -INFINITY ? 0.0f : scale[i] * __expf(x[i] - greatest);
+    for (int i = 0; i < N; i++) sum += x[i] == -INFINITE ? 0.0f : scale[i] * __expf(x[i] - greatest);
     return make_float2(greatest, block_sum(sum, sums));
 }
 
@@ -107,7 +108,7 @@ __device__ __forceinline__ float2 total_of(const float (&x)[N], const float (&sc
         float x[reduce::PER], ones[reduce::PER];                                                                                           \
         for (int i = 0; i < reduce::PER; i++) {                                                                                            \
             const int id = blockIdx.x * reduce::PART + i * reduce::THREADS + threadIdx.x;                                                  \
-            x[i] = id < n ? logits[(size_t)blockIdx.y * n + id] : -INFINITY;                                                               \
+            x[i] = id < n ? logits[(size_t)blockIdx.y * n + id] : -INFINITE;                                                               \
             ones[i] = 1.0f;                                                                                                                \
             keys[i] = id < n ? reduce::key_of(x[i], id) : 0;                                                                               \
         }                                                                                                                                  \
@@ -129,13 +130,13 @@ __device__ __forceinline__ float2 total_of(const float (&x)[N], const float (&sc
             keys[i] = at < n_parts * k ? kept[(size_t)blockIdx.y * n_parts * k + at] : 0;                                                  \
         }                                                                                                                                  \
         reduce::select(keys, k, best);                                                                                                     \
-        const float2 part = threadIdx.x < n_parts ? totals[(size_t)blockIdx.y * n_parts + threadIdx.x] : make_float2(-INFINITY, 0.0f);     \
+        const float2 part = threadIdx.x < n_parts ? totals[(size_t)blockIdx.y * n_parts + threadIdx.x] : make_float2(-INFINITE, 0.0f);     \
         const float x[1] = {part.x}, scale[1] = {part.y};                                                                                  \
         const float2 total = reduce::total_of(x, scale, most, sums);                                                                       \
         float* row = out + (size_t)blockIdx.y * (2 * k + 2);                                                                               \
         if (threadIdx.x == 0) {                                                                                                            \
             row[2 * k] = total.x;                                                                                                          \
-            row[2 * k + 1] = total.x == -INFINITY ? NAN : total.y;                                                                         \
+            row[2 * k + 1] = total.x == -INFINITE ? NOT_A_NUMBER : total.y;                                                                \
         }                                                                                                                                  \
         __syncthreads();                                                                                                                   \
         if (threadIdx.x >= k) return;                                                                                                      \

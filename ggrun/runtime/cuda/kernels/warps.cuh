@@ -2,7 +2,8 @@
 #pragma once
 #include "primitives.cuh"
 
-#define INFINITE __int_as_float(0x7f800000)  // CUDA C has no INFINITY of its own
+#define INFINITE __int_as_float(0x7f800000)  // CUDA C has neither INFINITY nor NAN of its own
+#define NOT_A_NUMBER __int_as_float(0x7fffffff)
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
