@@ -133,6 +133,7 @@ class StandInGpu:
 
     kind: Literal["cpu", "cuda"] = "cuda"
     alignment = 256
+    piece_bytes = 8 * MIB
 
     def __init__(self, name: str = "CUDA0", own_bytes: int = 300 * MIB) -> None:
         self.name = name

@@ -83,6 +83,7 @@ def pins(options: EngineOptions) -> Pins:
         n_cpu_moe=options.n_cpu_moe,
         n_cpu_ffn=p.n_cpu_ffn,
         kv_offload=p.kv_offload,
+        op_offload=p.op_offload,
         tensor_split=p.tensor_split,
         device=p.device,
         main_gpu=p.main_gpu,

@@ -64,6 +64,10 @@ class PlacementOptions:
             help="-nkvo: attention and its KV cache stay on the CPU",
         ),
     ] = True
+    op_offload: Annotated[
+        bool,
+        _place("--op-offload/--no-op-offload", shown="on", help="stream the CPU's weights to a GPU for long prompts where that is faster"),
+    ] = True
     device: Annotated[
         str | None, _place("-dev", "--device", metavar="CUDA0,...", env="LLAMA_ARG_DEVICE", shown="all", help="the GPUs to use, or none")
     ] = None

@@ -20,6 +20,7 @@ PURPOSES = {
     "kv": ("KV cache", "green", "▓"),
     "scratch": ("scratch", "yellow", "▒"),
     "staging": ("staging", "cyan", "▚"),
+    "stream": ("streamed", "yellow", "░"),
     "driver": ("driver", "magenta", "▞"),
     "process": ("process", "magenta", "▞"),
 }

@@ -12,7 +12,7 @@ from ggrun.errors import GgrunError
 if TYPE_CHECKING:
     from ggrun.cli.picture import Alternative
     from ggrun.engine.loading import Options, Planned
-    from ggrun.plan.device import Place
+    from ggrun.plan.device import Place, Stage
     from ggrun.plan.planner import DoesNotFit, Plan
 
 _MACHINE = "A machine that is not this one"
@@ -133,17 +133,22 @@ def _report(plan: "Plan", model: str, others: "Sequence[Alternative]") -> dict[s
         "devices": [asdict(room) | {"used_bytes": plan.ledger.total(room.device)} for room in rooms_of(plan)],
         "ledger": [asdict(line) for line in plan.ledger.lines],
         "units": [asdict(row) for row in unit_rows(plan)],
-        "stages": [
-            {
-                "device": plan.segments[stage.segment].device,
-                "steps": [stage.first, stage.last],
-                "takes": [{"buffer": take.buffer, "from": plan.segments[take.source].device} for take in stage.takes],
-            }
-            for stage in plan.stages
-        ],
+        "stages": _stages(plan, plan.stages),
+        "op_offload": {"from_tokens": plan.prompt_from, "units": dict(plan.streamed), "stages": _stages(plan, plan.prompt_stages)},
         "what_if": [asdict(row) for row in others],
         "notes": list(plan.notes),
     }
+
+
+def _stages(plan: "Plan", stages: "Sequence[Stage]") -> list[dict[str, Any]]:
+    return [
+        {
+            "device": plan.segments[stage.segment].device,
+            "steps": [stage.first, stage.last],
+            "takes": [{"buffer": take.buffer, "from": plan.segments[take.source].device} for take in stage.takes],
+        }
+        for stage in stages
+    ]
 
 
 def _show(plan: "Plan", model: str, others: "Sequence[Alternative]") -> None:

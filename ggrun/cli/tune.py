@@ -36,7 +36,8 @@ def tune(
     screen.note(f"kept in {path}")
 
 
-_OF_GPUS = (
+_COPIES = (  # the first of every processor
+    ("copies by one thread", "GB/s", 1e9, "copy"),
     ("copies within its memory", "GB/s", 1e9, "within"),
     ("copies to it", "GB/s", 1e9, "to_device"),
     ("copies from it", "GB/s", 1e9, "from_device"),
@@ -57,7 +58,7 @@ def _show(devices: "dict[str, Speeds]") -> None:
         table.add_row(what, *(f"{s.flops[kind] / 1e9:.0f} GFLOP/s" for s in speeds))
     table.add_row("attention", *(f"{s.attention / 1e9:.0f} GFLOP/s" for s in speeds))
     table.add_row("one step", *(f"{s.step * 1e6:.2f} us" for s in speeds))
-    if len(speeds) > 1:
-        for what, unit, scale, field in _OF_GPUS:
-            table.add_row(what, *(f"{value / scale:.1f} {unit}" if (value := getattr(s, field)) else "" for s in speeds))
+    rows = _COPIES if len(speeds) > 1 else _COPIES[:1]
+    for what, unit, scale, field in rows:
+        table.add_row(what, *(f"{value / scale:.1f} {unit}" if (value := getattr(s, field)) else "" for s in speeds))
     Console(highlight=False).print(table)

@@ -13,12 +13,17 @@ ALIGN = 64  # bytes; a cache line and the widest vector
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes needed from step `first` to step `last`, both included."""
+    """Bytes needed from step `first` to step `last`, both included, and again in the steps `again`."""
 
     name: str
     n_bytes: int
     first: int
     last: int
+    again: tuple[int, ...] | range = ()
+
+    @property
+    def steps(self) -> list[int]:
+        return [*range(self.first, self.last + 1), *self.again]
 
 
 def align(n: int, to: int = ALIGN) -> int:
@@ -56,14 +61,28 @@ def spans(
     return result
 
 
+def either(first: list[Span], second: list[Span]) -> list[Span]:
+    """Spans of two lists of steps of which either runs, never both: a name has the same bytes in them, for whatever stays there."""
+    start = 1 + max((span.last for span in first), default=0)
+    merged = {span.name: span for span in first}
+    for span in second:
+        again = range(start + span.first, start + span.last + 1)
+        other = merged.get(span.name)
+        if other is None:
+            merged[span.name] = Span(span.name, span.n_bytes, again[0], again[-1])
+        else:
+            merged[span.name] = Span(span.name, max(span.n_bytes, other.n_bytes), other.first, other.last, again)
+    return list(merged.values())
+
+
 def pack(items: Iterable[Span], to: int = ALIGN) -> tuple[dict[str, int], int]:
     """Offsets by name, multiples of `to`, and the arena's size: largest first, each at the lowest offset free during its lifetime."""
     items = list(items)
     placed: list[tuple[Span, int]] = []
-    alive: list[list[int]] = [[] for _ in range(1 + max((span.last for span in items), default=0))]  # placed, by the steps they live at
+    alive: list[list[int]] = [[] for _ in range(1 + max((span.steps[-1] for span in items), default=0))]  # placed, by their steps
     for span in sorted(items, key=lambda s: (-s.n_bytes, s.first, s.name)):
         offset = 0
-        steps = range(span.first, span.last + 1)
+        steps = span.steps
         beside = {index for step in steps for index in alive[step]}
         for other, start in sorted((placed[index] for index in beside), key=lambda p: p[1]):
             if offset + align(span.n_bytes, to) <= start:

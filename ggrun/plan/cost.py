@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ggrun.plan.device import Place
-from ggrun.plan.machine import Machine, Speeds, gpu_speeds
+from ggrun.plan.machine import GUESSED_COPY, Machine, Speeds, gpu_speeds
+from ggrun.plan.streaming import matrices
 from ggrun.program import params as p
 from ggrun.program.program import Op, Program
 
 KV_BITS = {"f16": 16, "q8_0": 8.5, "q4_0": 4.5}  # of a cached number, its part of a scale included
 TILE_TOKENS = 16  # tokens of a prompt that read a key together
 PROMPT = 512  # tokens of the prompt a prediction is about
+LEAST_STREAMED = 16  # tokens for which weights are ever streamed: fewer replay graphs on a GPU, which have none
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Cost:
         self._program = program
         self._units = unit_costs(program, type_k, type_v)
         self._n_ubatch = n_ubatch
+        self._copy = machine.cpu.copy or GUESSED_COPY
+        self._matrix_bytes = {unit: sum(program.weights[name].n_bytes for name in names) for unit, names in matrices(program).items()}
         self._speeds: dict[str, Speeds] = {}
         for place in places:
             gpu = place.device.kind != "cpu"
@@ -90,13 +94,17 @@ class Cost:
             )
         self._width = 4 * max((program.buffers[op.outputs[0]].width for op in program.ops if op.kind == "embed"), default=0)
 
-    def predict(self, where: Mapping[str, str], n_ctx: int) -> Prediction:
-        """For a placement (unit -> device) and the tokens of one sequence's context."""
+    def predict(self, where: Mapping[str, str], n_ctx: int, streamed: Mapping[str, str] | None = None, prompt_from: int = 0) -> Prediction:
+        """For a placement (unit -> device) and the tokens of one sequence's context. streamed, prompt_from: see `segments.lay_out`."""
         n = min(PROMPT, n_ctx)
         used = {where[unit] for unit in self._units}
         measured = all(self._speeds[name].measured for name in used)
         chunks = [min(self._n_ubatch, n - at) for at in range(0, n, self._n_ubatch)]
-        prompt = sum(self.seconds(where, size, i * self._n_ubatch + size / 2) for i, size in enumerate(chunks))
+        prompt = 0.0
+        for i, size in enumerate(chunks):
+            depth = i * self._n_ubatch + size / 2
+            long = streamed and size >= prompt_from
+            prompt += self.streaming(where, streamed or {}, size, depth) if long else self.seconds(where, size, depth)
         answer, full = self.seconds(where, 1, 1), self.seconds(where, 1, n_ctx)
         return Prediction(n / prompt, 1 / answer, 1 / full, measured)
 
@@ -111,6 +119,35 @@ class Cost:
                 total += self._cross(before, device, n_tokens * self._width) if before else 0.0
             before = device
         return total + self._cross(before, "CPU", 4 * self._program.n_vocab if n_tokens == 1 else 0)
+
+    def streaming(self, where: Mapping[str, str], streamed: Mapping[str, str], n_tokens: int, depth: float) -> float:
+        """Of one batch for which the weights of units on the CPU come to GPUs (unit -> GPU).
+
+        They come beside everything else, through one thread of the CPU for each GPU, so that the longer of both counts, and nothing hides
+        the first of them.
+        """
+        coming = dict.fromkeys(streamed.values(), 0.0)
+        largest = 0.0
+        for unit, gpu in streamed.items():
+            speeds = self._speeds[gpu]
+            seconds = self._matrix_bytes[unit] / min(self._copy, speeds.to_device or self._copy) + speeds.latency
+            coming[gpu] += seconds
+            largest = max(largest, seconds)
+        return max(self.seconds({**where, **streamed}, n_tokens, depth), *coming.values()) + largest
+
+    def prompt_from(self, where: Mapping[str, str], streamed: Mapping[str, str]) -> int:
+        """The least tokens of a batch for which streaming is faster than the CPU; 0: of none."""
+
+        def faster(n_tokens: int) -> bool:
+            return self.streaming(where, streamed, n_tokens, n_tokens / 2) < self.seconds(where, n_tokens, n_tokens / 2)
+
+        low, high = LEAST_STREAMED, self._n_ubatch
+        if not streamed or high < low or not faster(high):
+            return 0
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if faster(middle) else (middle + 1, high)
+        return low
 
     def _unit(self, cost: UnitCost, speeds: Speeds, n_tokens: int, depth: float) -> float:
         read = min(cost.all_bytes, cost.token_bytes * n_tokens) / speeds.read

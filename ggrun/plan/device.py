@@ -81,6 +81,11 @@ class Device(Protocol):
         """
         ...
 
+    @property
+    def piece_bytes(self) -> int:
+        """Of each of the two pieces of pinned memory that weights streamed to long prompts pass through; 0: nothing streams to it."""
+        ...
+
     def thread_bytes(self, lowered: Lowered, program: Program, shape: Shape) -> int:
         """Private scratch of one thread (or stream), in bytes."""
         ...
@@ -132,12 +137,22 @@ class WeightCopy:
     least_available: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Matrices of a CPU's unit that come to a device anew for each long prompt: their offsets in the half of the arena they go to."""
+
+    unit: str
+    half: int
+    weights: Mapping[str, int]
+
+
 @dataclass(frozen=True)
 class Segment:
     """All that one device runs, in program order: its units, steps, and the byte offset of every buffer and work area in its scratch arena.
 
     weights: offsets of the tensors that are uploaded to the device's weight arena of weight_bytes; empty where they stay in the file.
-    host: what Device.host_bytes asked for.
+    host: what Device.host_bytes asked for. prompt: the steps of long prompts, which follow the others and share their arenas; `streams`
+    are the weights that come for them, in the order of use, each to one of the halves of half_bytes that follow the scratch.
     """
 
     device: str
@@ -152,6 +167,24 @@ class Segment:
     weights: Mapping[str, int] = field(default_factory=dict)
     weight_bytes: int = 0
     host: Mapping[str, int] = field(default_factory=dict)
+    prompt: Lowered = field(default_factory=lambda: Lowered((), {}))
+    streams: tuple[Stream, ...] = ()
+    half_bytes: int = 0
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Of every batch, then of long prompts: what stages count."""
+        return self.lowered.steps + self.prompt.steps
+
+    @property
+    def stream_bytes(self) -> int:
+        """Of both halves, or of the one that is needed."""
+        return min(2, len(self.streams)) * self.half_bytes
+
+    @property
+    def arena_bytes(self) -> int:
+        """Of a GPU's one block: weights, KV, scratch, streamed weights, in that order."""
+        return self.weight_bytes + self.kv_bytes + self.scratch_bytes + self.stream_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +197,16 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Steps first..last-1 of a segment, run without a break, after the buffers in `takes` have moved to it from other segments."""
+    """Steps first..last-1 of a segment, run without a break, after the buffers in `takes` have moved to it from other segments.
+
+    stream: which of the segment's streams they multiply with; -1: none.
+    """
 
     segment: int
     first: int
     last: int
     takes: tuple[Take, ...] = ()
+    stream: int = -1
 
 
 def missing(device: str, pairs: Iterable[tuple[str, str]]) -> MissingKernels:

@@ -21,8 +21,9 @@ class Speeds:
     """Of one device. All per second; `step`, `latency`: seconds. flops: 2 x multiplications of a matrix product of many tokens.
 
     step: what one step takes beside its work (a barrier, a launch). to_device, from_device: copies between it and pinned host memory;
-    latency: of one crossing. start: seconds from asking for a GPU's stage to its end, beside its steps. within: copies in a GPU's memory.
-    driver_bytes: what a GPU's driver takes of its memory for itself (0: not measured); code_bytes: the part of it that comes with kernels.
+    latency: of one crossing. start: seconds from asking for a GPU's stage to its end, beside its steps. copy: by one of the CPU's threads
+    into pinned memory; within: in a GPU's memory. driver_bytes: what a GPU's driver takes of its memory for itself (0: not measured);
+    code_bytes: the part of it that comes with kernels.
     """
 
     read: float
@@ -34,6 +35,7 @@ class Speeds:
     latency: float = 0.0
     driver_bytes: int = 0
     code_bytes: int = 0
+    copy: float = 0.0  # 0: not measured
     within: float = 0.0
     start: float = 0.0
     measured: str = ""  # when, in ISO 8601; empty: guessed
@@ -90,6 +92,9 @@ def guessed_cpu(n_threads: int) -> Speeds:
     """A desktop processor of today with two channels of memory."""
     n = max(1, n_threads)
     return Speeds(min(12 * n, 40) * GIGA, {"q8_k": 250 * GIGA * n, "q8_0": 250 * GIGA * n, "f32": 60 * GIGA * n}, 3e-6, 60 * GIGA * n)
+
+
+GUESSED_COPY = 8 * GIGA  # one thread's, from the file's pages into pinned memory
 
 
 def gpu_speeds(machine: Machine, name: str, compute_capability: int, total_bytes: int) -> Speeds:

@@ -26,6 +26,7 @@ class Pins:
     n_cpu_moe: int | None = None  # -ncmoe, -cmoe: of the first layers, the experts
     n_cpu_ffn: int = 0  # -ncffn
     kv_offload: bool = True  # -nkvo: False
+    op_offload: bool = True  # the CPU's weights may be streamed to GPUs for long prompts
     split: tuple[float, ...] = ()  # -ts: shares of the layers by device
     devices: tuple[str, ...] | None = None  # -dev; (): none
     main_gpu: int = 0  # -mg: the one that -sm none uses
@@ -49,6 +50,7 @@ def read_pins(
     n_cpu_moe: int | None = None,
     n_cpu_ffn: int = 0,
     kv_offload: bool = True,
+    op_offload: bool = True,
     tensor_split: str | None = None,
     device: str | None = None,
     main_gpu: int = 0,
@@ -76,6 +78,7 @@ def read_pins(
         n_cpu_moe=ALL if cpu_moe else n_cpu_moe,
         n_cpu_ffn=n_cpu_ffn,
         kv_offload=kv_offload,
+        op_offload=op_offload,
         split=_split(tensor_split),
         devices=_devices(device),
         main_gpu=main_gpu,
@@ -124,6 +127,7 @@ _WORDS: dict[str, Callable[[Any], list[str]]] = {
     "n_cpu_moe": lambda v: ["-cmoe"] if v is not None and v >= ALL else ["-ncmoe", str(v)],
     "n_cpu_ffn": lambda v: ["-ncffn", str(v)],
     "kv_offload": lambda v: ["-nkvo"],
+    "op_offload": lambda v: ["--no-op-offload"],
     "split": lambda v: ["-ts", ",".join(f"{share:g}" for share in v)],
     "devices": lambda v: ["-dev", ",".join(v) or "none"],
     "main_gpu": lambda v: ["-mg", str(v)],

@@ -23,6 +23,7 @@ class Choice:
     """What one candidate of the planner chooses: layers as -ngl counts them, layers whose experts stay on the CPU, the embedding's lookup.
 
     shares: of the layers, by GPU; `weights`: what a unit counts when they are dealt out (absent: every layer and the head count one).
+    stream: whether the CPU's weights may be streamed to GPUs for long prompts.
     """
 
     n_gpu_layers: int
@@ -31,6 +32,7 @@ class Choice:
     gpus: tuple[str, ...] = ()
     shares: tuple[float, ...] = ()
     weights: Mapping[str, float] = field(default_factory=dict)
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,9 @@ class Plan:
     load_mode: str
     notes: tuple[str, ...]
     stages: tuple[Stage, ...] = ()
+    prompt_stages: tuple[Stage, ...] = ()  # of batches of prompt_from tokens or more, where weights are streamed for them
+    prompt_from: int = 0
+    streamed: Mapping[str, str] = field(default_factory=dict)  # unit on the CPU -> GPU that computes it in those batches
     rooms: tuple[Room, ...] = ()  # of every device that could be used
     where: Mapping[str, str] = field(default_factory=dict)  # unit -> device; of a plan on the CPU alone none
     choice: Choice | None = None

@@ -62,7 +62,7 @@ def nearest(task: Task) -> Iterator[tuple[Pins, Request]]:
 
 def _solved(task: Task) -> Plan | None:
     try:
-        return Solver(task).solve()
+        return Solver(replace(task, pins=replace(task.pins, op_offload=False))).solve()  # streaming takes only room that is left over
     except GgrunError:  # e.g. heads that a KV type does not fit
         return None
 

@@ -7,13 +7,14 @@ on the other from its arrival to its last use.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-from ggrun.plan.arena import align, pack, spans
+from ggrun.plan.arena import Span, align, either, pack, spans
 from ggrun.plan.device import Device, KvPlace, Lowered, Place, Segment, Shape, Stage, Take
 from ggrun.plan.ledger import Ledger, Line, human
 from ggrun.plan.planner import NO_COPY, Plan, Request, Room, copy_lines, kv_words, shape_of, weight_copy
+from ggrun.plan.streaming import split_stages, streams_of
 from ggrun.program.program import Program
 
 MAPPED = ("auto", "mmap")  # load modes in which only the pages that are used come to memory
@@ -28,27 +29,26 @@ def lay_out(
     file_weights: tuple[str, int],
     rooms: Sequence[Room] = (),
     notes: tuple[str, ...] = (),
+    streamed: Mapping[str, str] | None = None,
+    prompt_from: int = 0,
 ) -> Plan:
     """The plan of one placement and one context; memory is not judged here.
 
     places: the CPU first. where: unit -> device. file_weights: in which form the file's weights are on the CPU, in words, and their
-    bytes, all of them.
+    bytes, all of them. streamed: unit on the CPU -> GPU of the placement that computes it in batches of prompt_from tokens or more.
     """
     shape = shape_of(request, n_ctx)
     names = list(dict.fromkeys(where[unit] for unit in program.units))
     devices = {place.device.name: place.device for place in places}
-    units = {name: tuple(unit for unit in program.units if where[unit] == name) for name in names}
-    lowered = {name: devices[name].lower(program, units[name], shape) for name in names}
-    stages = _stages(program, where, names, lowered)
-    crossing = _crossing(stages, lowered, names)
+    every = _Path.of(program, where, devices, names, shape)
+    prompt = _Path.of(program, {**where, **streamed}, devices, names, shape) if streamed else None
     segments: list[Segment] = []
     lines: list[Line] = []
     cpu = places[0]
     for index, name in enumerate(names):
         device = devices[name]
-        moved = _crossing_bytes(program, stages, index, shape)
-        parts = _Parts(program, device, units[name], lowered[name], shape)
-        segment = parts.segment(crossing[index], request.reuse, moved)
+        parts = _Parts(program, device, index, every, prompt, shape)
+        segment = parts.segment(request.reuse, [unit for unit, gpu in (streamed or {}).items() if gpu == name])
         if device.kind == "cpu":
             own, segment, note = _cpu_lines(parts, segment, request, cpu.free_bytes, file_weights)
             notes += (note,) * bool(note)
@@ -61,7 +61,29 @@ def lay_out(
     order = [place.device.name for place in places]
     lines.sort(key=lambda line: order.index(line.device))
     limit = next((room.limit_bytes for room in rooms if room.device == cpu.device.name), cpu.free_bytes)
-    return Plan(program, shape, tuple(segments), Ledger(tuple(lines)), limit, request.load_mode, notes, stages, tuple(rooms))
+    plan = Plan(program, shape, tuple(segments), Ledger(tuple(lines)), limit, request.load_mode, notes, every.stages, rooms=tuple(rooms))
+    if prompt is None:
+        return plan
+    starts = [len(segment.lowered.steps) for segment in segments]
+    after = [replace(s, first=s.first + starts[s.segment], last=s.last + starts[s.segment]) for s in prompt.stages]
+    return replace(plan, prompt_stages=split_stages(after, segments), prompt_from=prompt_from, streamed=streamed or {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """One way through the program: each device's units and steps, the stages, and what crosses (of each segment, see `_crossing`)."""
+
+    units: Mapping[str, tuple[str, ...]]
+    lowered: Mapping[str, Lowered]
+    stages: tuple[Stage, ...]
+    crossing: Sequence[Mapping[str, tuple[int, int]]]
+
+    @classmethod
+    def of(cls, program: Program, where: Mapping[str, str], devices: Mapping[str, Device], names: Sequence[str], shape: Shape) -> _Path:
+        units = {name: tuple(unit for unit in program.units if where[unit] == name) for name in names}
+        lowered = {name: devices[name].lower(program, units[name], shape) for name in names}
+        stages = _stages(program, where, names, lowered)
+        return cls(units, lowered, stages, _crossing(stages, lowered, names))
 
 
 def _stages(program: Program, where: Mapping[str, str], names: Sequence[str], lowered: Mapping[str, Lowered]) -> tuple[Stage, ...]:
@@ -123,14 +145,27 @@ def _crossing_bytes(program: Program, stages: Sequence[Stage], segment: int, sha
 class _Parts:
     """What the segment of one device is made of."""
 
-    def __init__(self, program: Program, device: Device, units: tuple[str, ...], lowered: Lowered, shape: Shape) -> None:
-        self.program, self.device, self.units, self.lowered, self.shape = program, device, units, lowered, shape
-        self.tensors = list(dict.fromkeys(name for step in lowered.steps for name in step.weights))
+    def __init__(self, program: Program, device: Device, index: int, every: _Path, prompt: _Path | None, shape: Shape) -> None:
+        self.program, self.device, self.index, self.shape = program, device, index, shape
+        self.every, self.prompt = every, prompt
+        self.units, self.lowered = every.units[device.name], every.lowered[device.name]
+        self.after = prompt.lowered[device.name] if prompt else Lowered((), {})
+        self.tensors = list(dict.fromkeys(name for step in self.lowered.steps for name in step.weights))
 
-    def segment(self, crossing: Mapping[str, tuple[int, int]], reuse: bool, crossing_bytes: int) -> Segment:
+    def _spans(self, path: _Path, reuse: bool) -> list[Span]:
+        rows = {"T": self.shape.n_ubatch, "R": self.shape.n_logits}
+        return spans(self.program, path.lowered[self.device.name], rows, reuse, path.crossing[self.index])
+
+    def segment(self, reuse: bool, streamed: Sequence[str]) -> Segment:
         d, shape, to = self.device, self.shape, self.device.alignment
-        rows = {"T": shape.n_ubatch, "R": shape.n_logits}
-        offsets, scratch = pack(spans(self.program, self.lowered, rows, reuse, crossing), to)
+        items = self._spans(self.every, reuse)
+        offsets, scratch = pack(either(items, self._spans(self.prompt, reuse)) if self.prompt else items, to)
+        paths = [path for path in (self.every, self.prompt) if path]
+        moved = max(_crossing_bytes(self.program, path.stages, self.index, shape) for path in paths)
+        host = dict(d.host_bytes(self.lowered, self.program, shape, moved))
+        streams, half = streams_of(self.program, streamed, to)
+        if streams:
+            host["pinned for weights streamed to prompts"] = 2 * d.piece_bytes
         kv: dict[str, KvPlace] = {}
         kv_bytes = 0
         for state in self.program.states.values():
@@ -140,7 +175,9 @@ class _Parts:
         weights: dict[str, int] = {}
         weight_bytes = 0
         if d.kind != "cpu":
-            for name in self.tensors:
+            brought = {name for stream in streams for name in stream.weights}
+            after = (name for step in self.after.steps for name in step.weights)
+            for name in dict.fromkeys(name for name in (*self.tensors, *after) if name not in brought):
                 weights[name] = weight_bytes
                 weight_bytes = align(weight_bytes + self.program.weights[name].n_bytes, to)
         return Segment(
@@ -155,7 +192,10 @@ class _Parts:
             None,
             weights,
             weight_bytes,
-            dict(d.host_bytes(self.lowered, self.program, shape, crossing_bytes)),
+            host,
+            self.after,
+            streams,
+            half,
         )
 
 
@@ -195,6 +235,7 @@ def _gpu_lines(parts: _Parts, segment: Segment) -> list[Line]:
     return [
         Line(name, "weights", f"{len(segment.weights)} tensors, uploaded", segment.weight_bytes),
         *_arena_lines(parts, segment),
+        *([Line(name, "stream", "weights streamed to prompts, the largest unit twice", segment.stream_bytes)] if segment.streams else []),
         Line(name, "driver", "the driver's context and kernels", parts.device.process_bytes(parts.program.n_vocab)),
         *(Line("CPU", "staging", f"{what} ({name})", n_bytes) for what, n_bytes in segment.host.items() if n_bytes),
     ]

@@ -6,19 +6,20 @@ laid out to the byte before it is believed; which family wins is `cost`'s to say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ggrun.errors import GgrunError
 from ggrun.plan.arena import pack, spans
 from ggrun.plan.cost import Cost
-from ggrun.plan.device import Place
+from ggrun.plan.device import MissingKernels, Place
 from ggrun.plan.machine import Machine
 from ggrun.plan.pins import ALL, Pins
 from ggrun.plan.placement import Choice, has_experts, override_notes, parts_of, place, summary
 from ggrun.plan.planner import CTX_STEP, DEFAULT_CTX_LIMIT, Plan, Request, Room, paging_note, shape_of
 from ggrun.plan.rooms import limited, rooms_of, usable
 from ggrun.plan.segments import lay_out
+from ggrun.plan.streaming import streamable, words
 from ggrun.program.program import Program
 
 
@@ -62,6 +63,7 @@ class Solver:
         self.cost = Cost(program, self._places, task.machine, task.request.type_k, task.request.type_v, task.request.n_ubatch)
         self._notes = override_notes(program, pins)
         self._built: dict[object, Plan] = {}
+        self._known: dict[tuple[str, str], bool] = {}
         self._sized: dict[int, dict[str, float]] = {}
         self._shares = self._free_shares() if len(self.gpus) > 1 and not pins.split else pins.split
         wanted = min(task.n_ctx_train, DEFAULT_CTX_LIMIT) * task.request.n_seqs
@@ -91,17 +93,37 @@ class Solver:
 
     def build(self, choice: Choice, n_ctx: int) -> Plan:
         """The layout of one candidate, to the byte."""
-        key = (choice.n_gpu_layers, choice.n_cpu_moe, choice.embed, choice.gpus, n_ctx)
+        key = (choice.n_gpu_layers, choice.n_cpu_moe, choice.embed, choice.gpus, choice.stream, n_ctx)
         if key not in self._built:
             choice = (
                 replace(choice, weights=self._unit_bytes(choice, n_ctx)) if len(choice.gpus) > 1 and not self.task.pins.split else choice
             )
             t = self.task
             where = place(t.program, t.pins, choice)
-            plan = lay_out(t.program, self._places, where, t.request, n_ctx, t.file_weights, self.rooms)
-            prediction = self.cost.predict(where, plan.shape.n_ctx)
+            streamed, least = self._streamed(where, choice)
+            plan = lay_out(t.program, self._places, where, t.request, n_ctx, t.file_weights, self.rooms, (), streamed, least)
+            prediction = self.cost.predict(where, plan.shape.n_ctx, streamed, least)
             self._built[key] = replace(plan, choice=choice, where=where, prediction=prediction)
         return self._built[key]
+
+    def _streamed(self, where: Mapping[str, str], choice: Choice) -> tuple[dict[str, str], int]:
+        """What a placement streams to GPUs, and for batches of how many tokens; nothing where that is not faster or cannot be."""
+        if not choice.stream:
+            return {}, 0
+        streamed = {unit: gpu for unit, gpu in streamable(self.task.program, where).items() if self._runs(unit, gpu)}
+        least = self.cost.prompt_from(where, streamed)
+        return (streamed, least) if least else ({}, 0)
+
+    def _runs(self, unit: str, device: str) -> bool:
+        """Whether a device has kernels for a unit."""
+        if (unit, device) not in self._known:
+            found = next(p.device for p in self._places if p.device.name == device)
+            try:
+                found.lower(self.task.program, (unit,), shape_of(self.task.request, CTX_STEP))
+                self._known[unit, device] = True
+            except MissingKernels:
+                self._known[unit, device] = False
+        return self._known[unit, device]
 
     def fits(self, plan: Plan, margins: bool, rooms: Sequence[Room] | None = None) -> bool:
         return not any(self.excess(plan, room, margins) > 0 for room in (self.rooms if rooms is None else rooms))
@@ -154,7 +176,14 @@ class Solver:
         return [*family, whole] if whole.n_gpu_layers == self.parts.most and "CPU" not in where.values() else family
 
     def _best(self, n_ctx: int, families: Sequence[Sequence[Choice]], margins: bool) -> Plan | None:
-        """The fastest of the families' candidates that fit."""
+        """The fastest of the families' candidates that fit, each without and with weights streamed to long prompts."""
+        best = self._fastest(n_ctx, families, margins)
+        if best is None or not self.task.pins.op_offload or not self.gpus:
+            return best
+        streaming = [[replace(choice, stream=True) for choice in family] for family in families]
+        return min([best, *filter(None, [self._fastest(n_ctx, streaming, margins)])], key=_seconds)
+
+    def _fastest(self, n_ctx: int, families: Sequence[Sequence[Choice]], margins: bool) -> Plan | None:
         found: list[Plan] = []
         for family in families:
 
@@ -165,11 +194,16 @@ class Solver:
             if index < 0:
                 continue
             fitting = [self.build(family[index], n_ctx)]
-            where = [(self.cost.predict(place(self.task.program, self.task.pins, c), n_ctx).seconds, c) for c in family[:index]]
+            where = [(self._predicted(c, n_ctx), c) for c in family[:index]]
             faster = sorted((pair for pair in where if pair[0] < _seconds(fitting[0])), key=lambda pair: pair[0])
             fitting = [*(self.build(choice, n_ctx) for _, choice in faster[:3]), *fitting]
             found += [plan for plan in fitting if self.fits(plan, margins)][:1]
         return min(found, key=_seconds, default=None)
+
+    def _predicted(self, choice: Choice, n_ctx: int) -> float:
+        """Seconds of a candidate that need not be laid out for it."""
+        where = place(self.task.program, self.task.pins, choice)
+        return self.cost.predict(where, n_ctx, *self._streamed(where, choice)).seconds
 
     def _widened(self, plan: Plan, margins: bool) -> Plan:
         """The same placement with the largest context that fits."""
@@ -206,6 +240,8 @@ class Solver:
             notes.append(f"-ngl {choice.n_gpu_layers} of {self.parts.most}: {summary(t.program, plan.where)}{chosen}")
         if choice.n_cpu_moe and t.pins.n_cpu_moe is None:
             notes.append(f"-ncmoe {choice.n_cpu_moe}: the experts of so many layers stay on the CPU, what does not fit the GPU")
+        if plan.streamed:
+            notes.append(words(t.program, plan.streamed, plan.prompt_from))
         notes += self._notes
         if not t.request.n_ctx:
             per_seq, trained = plan.shape.n_ctx, t.n_ctx_train

@@ -56,14 +56,15 @@ def assemble(
         raise
     if len(executors) == 1:
         return executors[0]  # type: ignore[return-value]  # each runs whole programs, too
-    return HybridExecutor(plan.program, plan.stages, executors)
+    return HybridExecutor(plan.program, plan.stages, executors, plan.prompt_stages, plan.prompt_from)
 
 
 def _reserved(plan: Plan, index: int, device: CudaDevice) -> SegmentExecutor:
     from ggrun.runtime.cuda.executor import CudaExecutor
 
     ranges = [(stage.first, stage.last) for stage in plan.stages if stage.segment == index]
-    return CudaExecutor(plan.program, plan.segments[index], plan.shape, device, ranges)
+    prompt = [stage for stage in plan.prompt_stages if stage.segment == index]
+    return CudaExecutor(plan.program, plan.segments[index], plan.shape, device, ranges, prompt)
 
 
 def _load(plan: Plan, made: list[SegmentExecutor], tensors: Mapping[str, Tensor], progress: Progress | None) -> None:
@@ -72,11 +73,12 @@ def _load(plan: Plan, made: list[SegmentExecutor], tensors: Mapping[str, Tensor]
     from ggrun.runtime.cuda.executor import CudaExecutor
 
     kept = frozenset(name for executor, segment in zip(made, plan.segments) if executor.in_host_memory for name in _weights(segment))
+    read = next((executor.read_weight for executor in made if isinstance(executor, CpuExecutor)), None)
     total = sum(tensors[name].n_bytes for segment in plan.segments for name in segment.weights)
     before = 0
     for executor, segment in zip(made, plan.segments):
         if isinstance(executor, CudaExecutor):
-            executor.load(tensors, kept, _shifted(progress, before, total))
+            executor.load(tensors, kept, _shifted(progress, before, total), read=read)
             before += sum(tensors[name].n_bytes for name in segment.weights)
             for other in made:
                 if isinstance(other, CpuExecutor):
@@ -84,7 +86,7 @@ def _load(plan: Plan, made: list[SegmentExecutor], tensors: Mapping[str, Tensor]
 
 
 def _weights(segment: Segment) -> set[str]:
-    return {name for step in segment.lowered.steps for name in step.weights}
+    return {name for step in segment.steps for name in step.weights}
 
 
 def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:

@@ -94,6 +94,10 @@ class SegmentExecutor(Protocol):
         """Take a batch's ids, positions, tables and wanted rows; the stages that follow are about it."""
         ...
 
+    def stream(self) -> None:
+        """Begin to bring the weights that the plan's stages for long prompts stream to it; those stages follow, in order."""
+        ...
+
     def run_stage(self, first: int, last: int) -> None:
         """Do steps first..last-1; may return before they are done. Raises Cancelled after abort."""
         ...

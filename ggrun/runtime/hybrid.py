@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.errors import GgrunError
 from ggrun.plan.device import Stage, Take
 from ggrun.program.program import Program
 from ggrun.runtime.executor import Batch, Cancelled, Highest, SegmentExecutor
@@ -19,12 +20,21 @@ from ggrun.runtime.executor import Batch, Cancelled, Highest, SegmentExecutor
 class HybridExecutor:
     """Implements runtime.Executor over the executors of a plan's segments, which it owns.
 
-    stages: the order of the plan. The last one writes the logits.
+    stages: the order of the plan. The last one writes the logits. prompt_stages: the order for batches of prompt_from tokens or more, if
+    there is one of its own.
     """
 
-    def __init__(self, program: Program, stages: Sequence[Stage], executors: Sequence[SegmentExecutor]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        stages: Sequence[Stage],
+        executors: Sequence[SegmentExecutor],
+        prompt_stages: Sequence[Stage] = (),
+        prompt_from: int = 0,
+    ) -> None:
         self._program = program
         self._stages = tuple(stages)
+        self._prompt_stages, self._prompt_from = tuple(prompt_stages), prompt_from
         self._executors = list(executors)
         self._output = next(b.name for b in program.buffers.values() if b.role == "output")
         self._readers: list[set[int]] = [set() for _ in executors]  # who may still be copying from an executor's memory
@@ -54,9 +64,14 @@ class HybridExecutor:
         try:
             for executor in self._executors:
                 executor.start(batch)
-            for stage in self._stages:
+            stages = self._stages
+            if self._prompt_stages and len(batch.ids) >= self._prompt_from:
+                stages = self._prompt_stages
+                for executor in self._executors:
+                    executor.stream()
+            for stage in stages:
                 self._run_stage(stage, batch)
-            last = self._executors[self._stages[-1].segment]
+            last = self._executors[stages[-1].segment]
             highest = last.highest(len(batch.out_rows), k) if k else None
             logits = last.rows(self._output, len(batch.out_rows)).view(np.float32) if highest is None else highest
             for index, executor in enumerate(self._executors):
@@ -64,7 +79,7 @@ class HybridExecutor:
                     self._release(index)
                     executor.fence()
             return logits
-        except Cancelled:
+        except (Cancelled, GgrunError):  # aborted, or streamed weights that cannot be read
             self._settle_abort()
             raise
         finally:

@@ -10,6 +10,7 @@ import numpy as np
 from ggrun.plan.device import Place
 from ggrun.plan.planner import Plan, Request
 from ggrun.plan.segments import lay_out
+from ggrun.plan.streaming import streamable
 from ggrun.program.program import Program
 from ggrun.runtime.assembly import assemble
 from ggrun.runtime.cpu.device import CpuDevice
@@ -47,11 +48,15 @@ def places(n_gpus: int = 1, arch: Arch | None = None) -> list[Place]:
 
 
 def planned(program: Program, where: str | Mapping[str, str] = "CUDA0", n_gpus: int = 1, arch: Arch | None = None, **pins: object) -> Plan:
-    """where: one device for all units, or unit -> device (absent: the CPU). pins: the planner's."""
+    """where: one device for all units, or unit -> device (absent: the CPU). pins: the planner's, and prompt_from: the tokens from which
+    everything that can be is streamed to GPUs (0: nothing)."""
+    prompt_from = int(pins.pop("prompt_from", 0))  # type: ignore[call-overload]
     request = Request(**{"n_ctx": 128, "n_ubatch": 32, "n_logits": 32, "n_threads": 1, **pins})  # type: ignore[arg-type]
     chosen = dict.fromkeys(program.units, where) if isinstance(where, str) else {unit: where.get(unit, "CPU") for unit in program.units}
     n_bytes = sum(weight.n_bytes for weight in program.weights.values())
-    return lay_out(program, places(n_gpus, arch), chosen, request, request.n_ctx, ("mapped file pages", n_bytes))
+    streamed = streamable(program, chosen) if prompt_from else {}
+    file_weights = ("mapped file pages", n_bytes)
+    return lay_out(program, places(n_gpus, arch), chosen, request, request.n_ctx, file_weights, (), (), streamed, prompt_from)
 
 
 @contextmanager

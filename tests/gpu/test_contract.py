@@ -18,7 +18,7 @@ from tests.gpu.machines import planned, running, sequences
 
 pytestmark = pytest.mark.usefixtures("driver")
 IDS = np.random.default_rng(7).integers(0, 64, 4096).astype(np.int32)
-ON_GPU = ("weights", "kv", "scratch")
+ON_GPU = ("weights", "kv", "scratch", "stream")
 KINDS = st.sampled_from(["f16", "q8_0", "q4_0"])
 MODEL = Model("Q8_0", head_dim=32, head_dim_v=32, n_rot=32, n_layer=1)
 

@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggrun.errors import GgrunError
-from ggrun.plan.device import Segment
+from ggrun.plan.device import Segment, Stage, Stream
 from ggrun.plan.pins import read_pins
 from ggrun.plan.placement import Choice, place
 from ggrun.plan.planner import DoesNotFit, Plan, Request
 from ggrun.plan.refuse import nearest
 from ggrun.plan.segments import lay_out
 from ggrun.plan.solve import solve
+from ggrun.plan.streaming import streamable
 from tests.plan_machines import machine, mixture, task
 
 MODELS = st.builds(mixture, st.integers(1, 5), st.sampled_from([0, 4]), st.just(256), st.just(512), st.booleans())
@@ -71,23 +72,32 @@ class Arena:
 def arenas_of(plan: Plan) -> list[Arena]:
     rows = {"T": plan.shape.n_ubatch, "R": plan.shape.n_logits}
     buffers = {name: rows[b.rows] * b.row_bytes for name, b in plan.program.buffers.items()}
-    return [Arena(segment, {**buffers, **segment.lowered.work}) for segment in plan.segments]
+    return [Arena(segment, {**buffers, **segment.lowered.work, **segment.prompt.work}) for segment in plan.segments]
 
 
 def run(plan: Plan) -> None:
-    """Go through the stages, with every buffer's bytes watched."""
+    """Go through the stages, and those of long prompts, with every buffer's bytes watched."""
     arenas = arenas_of(plan)
+    run_batch(plan, plan.stages, arenas, first=True)
+    if plan.prompt_stages:
+        run_batch(plan, plan.prompt_stages, arenas)
+        run_batch(plan, plan.stages, arenas)
+
+
+def run_batch(plan: Plan, stages: Sequence[Stage], arenas: Sequence[Arena], first: bool = False) -> None:
     for arena in arenas:
         named = {name for step in arena.segment.lowered.steps for name in step.inputs + step.outputs}
         inputs = {name for name, b in plan.program.buffers.items() if b.role == "input"}
         for name in [*(inputs & named), *(set(arena.segment.lowered.work) - named)]:
-            arena.write(name)  # a batch's inputs, and areas that no step names, are there throughout
-    for stage in plan.stages:
+            if first or name in inputs:
+                arena.write(name)  # a batch's inputs, and areas that no step names, are there throughout
+        arena.owned = {name: arena.owned[name] for name in arena.owned if name in inputs or name not in named}
+    for stage in stages:
         arena = arenas[stage.segment]
         for take in stage.takes:
             arenas[take.source].read(take.buffer)
             arena.write(take.buffer)
-        for step in arena.segment.lowered.steps[stage.first : stage.last]:
+        for step in arena.segment.steps[stage.first : stage.last]:
             for name in step.inputs:
                 arena.read(name)
             for name in step.outputs:
@@ -108,6 +118,37 @@ def check_stages(plan: Plan) -> None:
     ran = [step.unit for stage in plan.stages for step in plan.segments[stage.segment].lowered.steps[stage.first : stage.last]]
     assert list(dict.fromkeys(ran)) == list(plan.program.units)
     assert all(a.segment != b.segment for a, b in zip(plan.stages, plan.stages[1:]))
+    if plan.prompt_stages:
+        check_prompt_stages(plan)
+
+
+def check_prompt_stages(plan: Plan) -> None:
+    """Every step once, each stream by one stage, in order; the streamed units on their GPUs, the others where they always are."""
+    done = [len(segment.lowered.steps) for segment in plan.segments]
+    streams: list[list[int]] = [[] for _ in plan.segments]
+    for stage in plan.prompt_stages:
+        assert stage.first == done[stage.segment] < stage.last
+        done[stage.segment] = stage.last
+        segment = plan.segments[stage.segment]
+        needed = {
+            i for i, s in enumerate(segment.streams) for step in segment.steps[stage.first : stage.last] if {*step.weights} & {*s.weights}
+        }
+        assert needed == {stage.stream} - {-1}
+        streams[stage.segment] += needed
+    assert done == [len(segment.steps) for segment in plan.segments]
+    for segment, used in zip(plan.segments, streams):
+        assert used == list(range(len(segment.streams)))
+        assert {step.unit for step in segment.prompt.steps} == {
+            unit for unit in plan.program.units if plan.streamed.get(unit, plan.where[unit]) == segment.device
+        }
+        for stream in segment.streams:
+            check_spans([(at, plan.program.weights[name].n_bytes) for name, at in stream.weights.items()], used_bytes(plan, stream), 256)
+            assert used_bytes(plan, stream) <= segment.half_bytes
+    assert all(plan.where[unit] == "CPU" for unit in plan.streamed)
+
+
+def used_bytes(plan: Plan, stream: Stream) -> int:
+    return sum(-(-plan.program.weights[name].n_bytes // 256) * 256 for name in stream.weights)
 
 
 def check_units(plan: Plan) -> None:
@@ -133,7 +174,7 @@ def check_arenas(plan: Plan) -> None:
         check_spans([(p.offset, plan.shape.n_kv_blocks * p.block_bytes) for p in segment.kv.values()], segment.kv_bytes, to)
         weights = plan.program.weights
         check_spans([(at, weights[name].n_bytes) for name, at in segment.weights.items()], segment.weight_bytes, to)
-        read = {name for step in segment.lowered.steps for name in step.weights}
+        read = {name for step in segment.steps for name in step.weights} - {name for stream in segment.streams for name in stream.weights}
         assert set(segment.weights) == (set() if segment.device == "CPU" else read)
 
 
@@ -147,6 +188,7 @@ def check_ledger(plan: Plan, file_bytes: int) -> None:
         assert listed.total(device, "scratch") == segment.scratch_bytes + threads * segment.thread_bytes
         if device != "CPU":
             assert listed.total(device, "weights") == segment.weight_bytes
+            assert listed.total(device, "stream") == segment.stream_bytes
         elif plan.load_mode != "auto":
             assert listed.total(device, "weights") - (segment.copy.n_bytes if segment.copy else 0) <= file_bytes
         else:
@@ -160,8 +202,10 @@ def check_ledger(plan: Plan, file_bytes: int) -> None:
 
 
 @settings(deadline=None, max_examples=150)
-@given(MODELS, FLAGS, CHOICES, REQUESTS, st.integers(1, 3000))
-def test_plans_keep_their_promises(model: object, flags: dict[str, object], choice: Choice, request: Request, n_ctx: int) -> None:
+@given(MODELS, FLAGS, CHOICES, REQUESTS, st.integers(1, 3000), st.booleans())
+def test_plans_keep_their_promises(
+    model: object, flags: dict[str, object], choice: Choice, request: Request, n_ctx: int, stream: bool
+) -> None:
     program = model[1]  # type: ignore[index]
     try:
         where = place(program, read_pins(**flags), choice)  # type: ignore[arg-type]
@@ -169,7 +213,8 @@ def test_plans_keep_their_promises(model: object, flags: dict[str, object], choi
         assert "runs in one place" in str(error)
         return
     file_bytes = sum(w.n_bytes for w in program.weights.values())
-    plan = lay_out(program, machine((6, 6)), where, request, n_ctx, ("weights", file_bytes))
+    streamed = streamable(program, where) if stream else {}
+    plan = lay_out(program, machine((6, 6)), where, request, n_ctx, ("weights", file_bytes), (), (), streamed, 16)
     plan = type(plan)(**{**vars(plan), "where": where})
     check_units(plan)
     check_stages(plan)
@@ -185,6 +230,7 @@ SOLVABLE = st.fixed_dictionaries(
         "n_cpu_moe": st.integers(0, 6),
         "n_cpu_ffn": st.integers(0, 6),
         "kv_offload": st.booleans(),
+        "op_offload": st.booleans(),
         "tensor_split": st.sampled_from(["1", "3,1", "0,1"]),
         "split_mode": st.sampled_from(["layer", "none"]),
         "vram_budget": st.sampled_from(["700MiB", "1GiB"]),

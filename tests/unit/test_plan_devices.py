@@ -22,7 +22,7 @@ def segment(plan: Plan, device: str):  # type: ignore[no-untyped-def]
 
 def test_the_six_gigabyte_case() -> None:
     """Llama-3.1-8B Q4_K_M, 20 layers on the GPU and 32768 tokens: what the project is for, to the byte."""
-    plan = planned(LLAMA_3, machine((6,)), 32768, n_gpu_layers="20", vram_budget="6GiB")
+    plan = planned(LLAMA_3, machine((6,)), 32768, n_gpu_layers="20", vram_budget="6GiB", op_offload=False)
     gpu = segment(plan, "CUDA0")
     assert gpu.units == (*(f"layer.{i}.{part}" for i in range(13, 32) for part in ("attn", "ffn")), "head")
     weights = LLAMA_3[1].weights
@@ -73,11 +73,11 @@ def test_llama_2_with_the_same_flags_is_refused_with_the_nearest_plans() -> None
 
 
 def test_auto_takes_the_most_layers_that_leave_the_margin() -> None:
-    plan = planned(LLAMA_3, machine((6,)), 16384)
+    plan = planned(LLAMA_3, machine((6,)), 16384, op_offload=False)
     assert plan.ledger.total("CUDA0") <= 5 * GIB
     with pytest.raises(DoesNotFit):
         planned(LLAMA_3, machine((6,)), 16384, n_gpu_layers=str(layers(plan) + 1), vram_budget="5GiB")
-    tighter = planned(LLAMA_3, machine((6,)), 16384, fit_target="0")
+    tighter = planned(LLAMA_3, machine((6,)), 16384, fit_target="0", op_offload=False)
     assert layers(tighter) > layers(plan)
     assert any("(-ngl sets it)" in note for note in plan.notes)
 

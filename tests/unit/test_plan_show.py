@@ -78,6 +78,9 @@ def test_json_adds_up(llama_3: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert device["used_bytes"] <= device["limit_bytes"]
     assert [stage["device"] for stage in report["stages"]] == ["CPU", "CUDA0"]
     assert [take["from"] for take in report["stages"][1]["takes"]] == ["CPU"]
+    offload = report["op_offload"]
+    assert offload["units"] == {f"layer.{i}.ffn": "CUDA0" for i in range(13)}
+    assert any(f"prompts of {offload['from_tokens']} tokens or more: the ffn of layers 0-12 runs on CUDA0" in n for n in report["notes"])
     assert {"bytes_per_token", "read_bandwidth", "tokens_per_second_at_most", "load_mode", "notes", "units"} <= set(report)
     more = next(row for row in report["what_if"] if row["what"] == "one more layer")
     assert more["fits"] is True

@@ -60,7 +60,7 @@ class Binder:
 
     def descriptors(self) -> bytes:
         """All steps, one descriptor after the other."""
-        return b"".join(pack(self._step(step)) for step in self.segment.lowered.steps)
+        return b"".join(pack(self._step(step)) for step in self.segment.steps)
 
     def _step(self, step: Step) -> Fields:
         kernel = self.kernels[step.kernel]

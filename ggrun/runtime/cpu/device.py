@@ -30,6 +30,7 @@ class CpuDevice:
     name = "CPU"
     kind: Literal["cpu", "cuda"] = "cpu"
     alignment = sizes.LINE
+    piece_bytes = 0
 
     def __init__(self, tier: str | None = None) -> None:
         self.tier = tier

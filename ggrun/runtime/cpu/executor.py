@@ -59,7 +59,7 @@ class CpuExecutor:
         self._segment = segment
         self._shape = shape
         self._tensors = tensors
-        kernels, note = compile.load((step.kernel for step in segment.lowered.steps), device.tier, progress)
+        kernels, note = compile.load((step.kernel for step in segment.steps), device.tier, progress)
         self.notes: list[str] = [note] if note else []
         cores = n_cores()
         self._n_threads, self._n_threads_batch = min(n_threads, cores), min(n_threads_batch, cores)
@@ -129,6 +129,14 @@ class CpuExecutor:
         )
         broken = self._broken_rule(self._team.control, self._program.n_vocab, *tables.shape, shape.n_kv_blocks)
         assert not broken, RULES[broken]
+
+    def stream(self) -> None:
+        """Its weights are in memory."""
+
+    def read_weight(self, name: str, start: int, target: memoryview) -> None:
+        """Fill `target` with a tensor's bytes from `start` on, from its copy in private memory or from the file."""
+        if not (self._residency and self._residency.read(name, start, target)):
+            self._tensors[name].read(start, target)
 
     def run_stage(self, first: int, last: int) -> None:
         """Do steps first..last-1 of the batch given to `start`. Raises Cancelled after abort."""

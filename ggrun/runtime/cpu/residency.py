@@ -36,6 +36,7 @@ class Residency:
         self.n_bytes = copy.n_bytes
         self._copy, self._tensors, self._notes = copy, tensors, notes
         self._memory = Memory(copy.n_bytes, "a copy of the weights", "--load-mode mmap")
+        self._moved: set[str] = set()  # tensors that are complete here
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -43,6 +44,13 @@ class Residency:
         """Fill the copy in the background, after `wait`; `steps` are the words of all descriptors, changed in place."""
         self._thread = threading.Thread(target=self._fill, args=(steps, wait), name="ggrun-weights", daemon=True)
         self._thread.start()
+
+    def read(self, name: str, start: int, target: memoryview) -> bool:
+        """Fill `target` with a tensor's bytes from `start` on; False when they are not here yet."""
+        if name not in self._moved:
+            return False
+        np.copyto(np.frombuffer(target, np.uint8), self._memory.view(self._copy.offsets[name] + start, len(target)))
+        return True
 
     def settle(self) -> None:
         """Wait until the copy is complete or given up."""
@@ -69,6 +77,7 @@ class Residency:
                 return
             for i in np.flatnonzero(steps == tensor.address):
                 steps[i] = target.ctypes.data
+            self._moved.add(name)
             tensor.release()
 
     def _copy_pieces(self, tensor: Tensor, target: memoryview) -> str:

@@ -8,14 +8,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from time import perf_counter
 
+import numpy as np
+
 from ggrun.plan.machine import Speeds
 from ggrun.plan.planner import Request, make_plan
 from ggrun.runtime.cpu.device import CpuDevice
 from ggrun.runtime.cpu.executor import CpuExecutor
 from ggrun.runtime.executor import Progress
-from ggrun.runtime.yardstick import ADDS, KINDS, Sizes, batch_of, program_of, weights_of
+from ggrun.runtime.yardstick import ADDS, KINDS, Sizes, Weight, batch_of, program_of, weights_of
 
 REPEATS = 3
+PIECE_BYTES = 8 << 20  # what is copied at once when weights are streamed to a GPU
 
 
 def measure(n_threads: int, progress: Progress | None = None) -> Speeds:
@@ -48,9 +51,21 @@ def measure(n_threads: int, progress: Progress | None = None) -> Speeds:
         products = {kind: sizes.product_flops / of(f"{kind}.weight") for kind in KINDS}
         attention = sizes.attention_flops / of("attention")
         executor.run(batch_of(sizes, 1))
-        read = weights["head.weight"].n_bytes / of("head.weight")
+        head = weights["head.weight"]
+        read = head.n_bytes / of("head.weight")
+        copy = _copied(head)
         first = next(index for index, step in enumerate(steps) if step.kernel == "add")
         step = best(first, first + ADDS) / ADDS
     finally:
         executor.close()
-    return Speeds(read, products, step, attention, measured=datetime.now(UTC).isoformat(timespec="seconds"))
+    return Speeds(read, products, step, attention, copy=copy, measured=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def _copied(weight: Weight) -> float:
+    """Bytes a second that one thread copies."""
+    target, times = np.zeros(PIECE_BYTES, np.uint8), []
+    for start in range(0, weight.n_bytes - PIECE_BYTES, PIECE_BYTES):
+        begin = perf_counter()
+        weight.read(start, target.data)
+        times.append(perf_counter() - begin)
+    return PIECE_BYTES / sorted(times)[len(times) // 2]

@@ -35,7 +35,7 @@ class Tensor(Protocol):
 
 
 class Binder:
-    """Launches of a segment whose arena (weights, KV, scratch) lies at an address."""
+    """Launches of a segment whose arena (weights, KV, scratch, streamed weights) lies at an address."""
 
     def __init__(self, program: Program, segment: Segment, shape: Shape, tensors: Mapping[str, Tensor], arch: Arch, address: int) -> None:
         self.program = program
@@ -43,7 +43,12 @@ class Binder:
         self.shape = shape
         self.arch = arch
         self._tensors = tensors
-        self._weights = address
+        streams = address + segment.weight_bytes + segment.kv_bytes + segment.scratch_bytes
+        self.streams = streams  # where the streaming arena starts
+        self._weights = {name: address + offset for name, offset in segment.weights.items()}
+        for stream in segment.streams:
+            half = streams + stream.half * segment.half_bytes
+            self._weights |= {name: half + offset for name, offset in stream.weights.items()}
         self._kv = address + segment.weight_bytes
         self._scratch = self._kv + segment.kv_bytes
         self._magnitudes: dict[str, float] = {}
@@ -52,7 +57,7 @@ class Binder:
     def launches(self, first: int, last: int, counts: Counts) -> list[Launch]:
         """Steps first..last-1 for a batch. Steps over logit rows vanish when none are wanted."""
         found: list[Launch] = []
-        for step in self.segment.lowered.steps[first:last]:
+        for step in self.segment.steps[first:last]:
             assert isinstance(step, CudaStep)
             call = _Call(self, step, counts)
             if call.n_rows:
@@ -92,7 +97,7 @@ class Binder:
         return self._scratch + self.segment.offsets[name]
 
     def weight(self, name: str) -> int:
-        return self._weights + self.segment.weights[name]
+        return self._weights[name]
 
     def row_bytes(self, name: str) -> int:
         return self._tensors[name].row_bytes
@@ -101,6 +106,17 @@ class Binder:
         """A layer's arena, with its address for an offset."""
         place = self.segment.kv[state]
         return KvPlace(self._kv + place.offset, place.block_bytes)
+
+
+def classes(shape: Shape) -> list[Counts]:
+    """Counts that between them need every kernel that any batch can need."""
+    tokens = {*matmul.TOKEN_STEPS, *attention.TOKEN_STEPS, *inputs.BUCKETS, shape.n_ubatch, shape.n_logits}
+    buckets = inputs.buckets(shape)
+    found = []
+    for n in sorted(n for n in tokens if n <= shape.n_ubatch):
+        n_rows = min(n, shape.n_logits)
+        found += [Counts(n, n_rows)] + [Counts(n, n_rows, 1)] * (n not in buckets)
+    return found
 
 
 class _Call:

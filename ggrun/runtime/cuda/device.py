@@ -41,6 +41,7 @@ class CudaDevice:
 
     kind: Literal["cpu", "cuda"] = "cuda"
     alignment = ALIGN
+    piece_bytes = STAGING_BYTES
 
     def __init__(self, name: str, arch: Arch, own_bytes: int | None = None) -> None:
         self.name = name

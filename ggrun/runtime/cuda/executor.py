@@ -17,15 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.errors import GgrunError
-from ggrun.plan.device import Segment, Shape
+from ggrun.plan.device import Segment, Shape, Stage
 from ggrun.program.program import Buffer, Program
-from ggrun.runtime.cuda import attention, graph, inputs, matmul, modules, probe, reduce
+from ggrun.runtime.cuda import attention, bind, graph, inputs, modules, probe, reduce
 from ggrun.runtime.cuda.bind import Binder, Tensor
 from ggrun.runtime.cuda.device import HIGHEST, HIGHEST_ROWS, CudaDevice, pinned
 from ggrun.runtime.cuda.driver import DriverError, devices
 from ggrun.runtime.cuda.inputs import Counts
+from ggrun.runtime.cuda.launch import Launch
 from ggrun.runtime.cuda.memory import Arena, Pinned, register
 from ggrun.runtime.cuda.queue import Prepared, Queue
+from ggrun.runtime.cuda.streaming import Read, Streamer
 from ggrun.runtime.cuda.upload import upload
 from ggrun.runtime.executor import Batch, Cancelled, Highest, Progress
 
@@ -38,15 +40,26 @@ class CudaExecutor:
     """Implements runtime.SegmentExecutor, and runtime.Executor for a segment that is the whole program. Call `load` before anything else.
 
     Making it takes the memory, so that what does not fit is refused before a weight is read: GgrunError. ranges: the stages it will be
-    asked to run.
+    asked to run; prompt: those for batches of more than 8 tokens with streamed weights, which `stream` begins to bring.
     """
 
     in_host_memory = False
 
-    def __init__(self, program: Program, segment: Segment, shape: Shape, device: CudaDevice, ranges: Sequence[Range] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        segment: Segment,
+        shape: Shape,
+        device: CudaDevice,
+        ranges: Sequence[Range] | None = None,
+        prompt: Sequence[Stage] = (),
+    ) -> None:
         self.notes: list[str] = []
         self._program, self._segment, self._shape, self._device = program, segment, shape, device
         self._ranges = list(ranges) if ranges is not None else [(0, len(segment.lowered.steps))]
+        self._streamed = {(stage.first, stage.last): stage.stream for stage in prompt}
+        self._streamer: Streamer | None = None
+        self._pieces_bytes = 2 * device.piece_bytes if segment.streams else 0  # at the end of the pinned block
         self._output = next(b for b in program.buffers.values() if b.role == "output")
         self._abort = False
         self._closed = False
@@ -60,7 +73,7 @@ class CudaExecutor:
         self._driver: Any = probe.pycuda_driver()
         self._context = probe.Context(next(found for found in devices() if found.index == device.index))
         with self._making():
-            self._arena = Arena(self._driver, segment.weight_bytes + segment.kv_bytes + segment.scratch_bytes, device.name)
+            self._arena = Arena(self._driver, segment.arena_bytes, device.name)
             self._closing.append(self._arena.free)
             self._pinned = Pinned(self._driver, sum(segment.host.values()), device.name)
             self._closing.append(self._pinned.free)
@@ -71,21 +84,28 @@ class CudaExecutor:
         kept: frozenset[str] = frozenset(),
         progress: Progress | None = None,
         graphs: bool = True,
+        read: Read | None = None,
     ) -> None:
         """Compile and load every kernel that may be needed, upload the weights, run everything once and capture graphs of it.
 
-        kept: tensors whose file pages the CPU goes on using. GgrunError when a kernel cannot be compiled or the file not be read.
+        kept: tensors whose file pages the CPU goes on using. read: fills memory with streamed weights. GgrunError when a kernel cannot be
+        compiled or the file not be read.
         """
         with self._making():
             self._binder = Binder(self._program, self._segment, self._shape, tensors, self._device.arch, self._arena.address)
-            classes = self._classes()
-            names = {launch.kernel for counts in classes for steps in self._ranges for launch in self._binder.launches(*steps, counts)}
+            classes = bind.classes(self._shape)
+            names = {launch.kernel for counts in classes for launch in self._every(counts)}
             names.update(reduce.KERNELS if HIGHEST in self._segment.offsets else ())
             functions = modules.load(self._driver, sorted(names), self._device.arch, progress)
             self._queue = Queue(self._driver, functions, lambda: self._abort)
             self._closing.append(self._queue.close)
             self._upload(tensors, kept, progress)
             self._divide()
+            if self._segment.streams:
+                pieces = self._pinned.part(self._pinned.n_bytes - self._pieces_bytes, self._pieces_bytes)
+                stream, arena = self._queue.stream, self._binder.streams
+                self._streamer = Streamer(self._driver, self._context, stream, arena, self._segment, pieces, tensors, read)
+                self._closing.append(self._streamer.close)
             for counts in classes:
                 self._warm_up(counts)
             if graphs:
@@ -129,19 +149,13 @@ class CudaExecutor:
         parts = pinned(self._shape, logits, 0)
         self._batch = self._pinned.part(0, parts.logits).view(np.int32)
         self._logits = self._pinned.part(parts.logits, self._shape.n_logits * logits)
-        self._crossing = self._pinned.part(parts.crossing, self._pinned.n_bytes - parts.crossing)
+        self._crossing = self._pinned.part(parts.crossing, self._pinned.n_bytes - parts.crossing - self._pieces_bytes)
 
-    def _classes(self) -> list[Counts]:
-        """Counts that between them need every kernel that any batch can need."""
-        shape = self._shape
-        tokens = {*matmul.TOKEN_STEPS, *attention.TOKEN_STEPS, *inputs.BUCKETS, shape.n_ubatch, shape.n_logits}
-        found = []
-        for n in sorted(n for n in tokens if n <= shape.n_ubatch):
-            n_rows = min(n, shape.n_logits)
-            found.append(Counts(n, n_rows))
-            if n not in self._buckets:
-                found.append(Counts(n, n_rows, 1))
-        return found
+    def _every(self, counts: Counts) -> Iterator[Launch]:
+        """The launches of all stages that a batch of these counts may run."""
+        long = self._streamed if counts.n_tokens > max(self._buckets.values()) else ()
+        for steps in (*self._ranges, *long):
+            yield from self._binder.launches(steps[0], steps[1], counts)
 
     def _warm_up(self, counts: Counts) -> None:
         """Run everything once on the null block: what the driver puts off until a kernel first runs has happened then."""
@@ -149,8 +163,7 @@ class CudaExecutor:
         padding = Batch(none, none, none, none.reshape(0, 0), none)
         n_bytes = inputs.pack(padding, counts, [(0, 1)] * counts.n_tiles, self._shape, self._batch)
         self._driver.memcpy_htod_async(self._binder.batch, self._batch[: n_bytes // 4], self._queue.stream)
-        for steps in self._ranges:
-            self._queue.enqueue(self._queue.prepare(self._binder.launches(*steps, counts)))
+        self._queue.enqueue(self._queue.prepare(self._every(counts)))
         if counts.n_rows and HIGHEST in self._segment.offsets:
             self._queue.enqueue(self._highest(1, 1))
         self._queue.wait()
@@ -187,7 +200,7 @@ class CudaExecutor:
         found = self._lists.get(key)
         if found is None:
             found = self._lists[key] = self._queue.prepare(self._binder.launches(*steps, counts))
-            if len(self._lists) > KEPT_LISTS * len(self._ranges):
+            if len(self._lists) > KEPT_LISTS * (len(self._ranges) + len(self._streamed)):
                 self._lists.popitem(last=False)
         else:
             self._lists.move_to_end(key)
@@ -195,7 +208,7 @@ class CudaExecutor:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the arena: what the ledger lists for weights, KV and scratch on this device."""
+        """Bytes of the arena: what the ledger lists for weights, KV, scratch and streamed weights on this device."""
         return 0 if self._closed else self._arena.n_bytes
 
     @property
@@ -208,18 +221,16 @@ class CudaExecutor:
 
         An abort while nothing runs cancels the next run at once: the caller looks what it was meant for and runs again.
         """
-        with self._context.use():
-            self._start(batch)
-            for steps in self._ranges:
-                self._run_stage(steps)
-            return self._rows(self._output, len(batch.out_rows), None).view(np.float32)
+        self.start(batch)
+        for first, last in self._ranges:
+            self.run_stage(first, last)
+        return self.rows(self._output.name, len(batch.out_rows)).view(np.float32)
 
     def run_highest(self, batch: Batch, k: int) -> NDArray[np.float32] | Highest:
         """Like `run`; when the k highest logits of each row can be found here and are all finite, only they are fetched."""
-        with self._context.use():
-            self._start(batch)
-            for steps in self._ranges:
-                self._run_stage(steps)
+        self.start(batch)
+        for first, last in self._ranges:
+            self.run_stage(first, last)
         found = self.highest(len(batch.out_rows), k)
         return self.rows(self._output.name, len(batch.out_rows)).view(np.float32) if found is None else found
 
@@ -234,17 +245,17 @@ class CudaExecutor:
             self._queue.enqueue(self._highest(n_rows, k))
             self._driver.memcpy_dtoh_async(into, self._binder.area(HIGHEST), self._queue.stream)
             self._wait()
-        logits = into.view(np.float32).reshape(n_rows, 2 * k + 2)
-        with np.errstate(all="ignore"):
-            log_totals = logits[:, 2 * k].astype(np.float64) + np.log(logits[:, 2 * k + 1].astype(np.float64))
-        if not np.isfinite(log_totals).all():
-            return None
-        return Highest(into.view(np.int32).reshape(n_rows, 2 * k + 2)[:, k : 2 * k], logits[:, :k], log_totals)
+        return reduce.found(into, n_rows, k)
 
     def start(self, batch: Batch) -> None:
         """Check a batch and send its numbers to the device."""
         with self._context.use():
             self._start(batch)
+
+    def stream(self) -> None:
+        """Begin to bring the streamed weights."""
+        if self._streamer:
+            self._streamer.begin()
 
     def run_stage(self, first: int, last: int) -> None:
         """Queue steps first..last-1. Raises Cancelled after abort."""
@@ -280,6 +291,8 @@ class CudaExecutor:
     def resume(self) -> None:
         """Forget an abort that nothing has noticed yet."""
         self._abort = False
+        if self._streamer:
+            self._streamer.stop()
 
     def pin(self, address: int, n_bytes: int) -> None:
         """Let the device copy from and to memory of the host by itself, until this is closed; without it copies are only slower."""
@@ -346,6 +359,9 @@ class CudaExecutor:
         self._driver.memcpy_htod_async(self._binder.batch, self._batch[: n_bytes // 4], self._queue.stream)
 
     def _run_stage(self, steps: Range) -> None:
+        stream = self._streamed.get(steps, -1)
+        if self._streamer and stream >= 0 and not self._streamer.wait_for(stream, lambda: self._abort):
+            self._stopped()
         captured = self._graphs.get((steps, self._counts.n_tokens)) if self._n_tokens in self._buckets else None
         if captured is None:
             done = self._queue.run(self._prepared(steps, self._counts))
@@ -353,9 +369,11 @@ class CudaExecutor:
             captured.launch(self._queue.stream.handle)
         if not done:
             self._stopped()
+        if self._streamer and stream >= 0:
+            self._streamer.used(stream)
 
     def _stopped(self) -> None:
-        self._abort = False
+        self.resume()
         self._wait()
         raise Cancelled
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggrun.runtime.cuda.launch import Launch, pack
+from ggrun.runtime.executor import Highest
 
 TOKEN_STEPS: tuple[int, ...] = (1,)
 KERNELS = ("top_k_parts", "top_k_merge")
@@ -47,3 +51,13 @@ def top_k(logits: int, n_vocab: int, n_rows: int, k: int, work: int, out: int) -
         Launch("top_k_parts", (parts, n_rows, 1), (1024, 1, 1), pack("PPPii", logits, work, totals, n_vocab, k)),
         Launch("top_k_merge", (1, n_rows, 1), (1024, 1, 1), pack("PPPii", work, totals, out, parts, k)),
     ]
+
+
+def found(out: NDArray[np.uint8], n_rows: int, k: int) -> Highest | None:
+    """What `top_k` left, fetched to the host; None when a logit is not finite."""
+    logits = out.view(np.float32).reshape(n_rows, 2 * k + 2)
+    with np.errstate(all="ignore"):
+        log_totals = logits[:, 2 * k].astype(np.float64) + np.log(logits[:, 2 * k + 1].astype(np.float64))
+    if not np.isfinite(log_totals).all():
+        return None
+    return Highest(out.view(np.int32).reshape(n_rows, 2 * k + 2)[:, k : 2 * k], logits[:, :k], log_totals)
