@@ -28,7 +28,7 @@ from tests.conftest import EMBEDDED
 from tests.plan_machines import GIB, sparse_file
 
 CARD, RAM = 6 * GIB, 16 * GIB
-ON_GPU = ("weights", "kv", "scratch")
+ON_GPU = ("weights", "kv", "scratch", "stream")
 
 
 @dataclass
