@@ -109,7 +109,7 @@ class Engine:
         """
         ids = self._checked(prompt_ids, on_overflow)
         sampling = sampling or Sampling()
-        sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer, constraint)
+        sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer, constraint=constraint)
         ends = frozenset() if sampling.ignore_eos else self.tokenizer.end_of_generation
         generation = Generation(ids, sampler.seed, self._request_cancel)
         keep = len(ids) if keep < 0 else min(keep, len(ids))
