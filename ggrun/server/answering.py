@@ -5,9 +5,11 @@ Knows models, templates, sampling's fields and the engine's interface; must not 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ggrun.engine.sampling import Sampling
@@ -16,11 +18,10 @@ from ggrun.server.choices import Answer, Choice, Plain, Reader
 from ggrun.server.errors import ApiError
 from ggrun.server.logprobs import TokenLogs
 from ggrun.server.rendering import prompt_ids
-from ggrun.server.task import Call, End, Task, Text, Thought, TokenLog
+from ggrun.server.task import Call, End, Output, Task, Text, Thought, TokenLog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
+    from ggrun.engine.constraint import Constraint
     from ggrun.server.shelf import OpenModel, Shelf
 
 
@@ -33,6 +34,7 @@ class Prepared:
     ids: list[int]
     sampling: Sampling
     n_predict: int
+    constraint: Constraint | None = None
 
 
 @dataclass
@@ -81,7 +83,8 @@ async def prepare(model: OpenModel, task: Task) -> Prepared:
     ids = await prompt_ids(model, task)
     engine = model.engine
     if not ids:
-        raise ApiError(400, "the prompt is empty: there is no token to continue from", param="prompt" if task.messages is None else "messages")
+        param = "prompt" if task.messages is None else "messages"
+        raise ApiError(400, "the prompt is empty: there is no token to continue from", param=param)
     if (bad := next((id_ for id_ in ids if not 0 <= id_ < engine.spec.n_vocab), None)) is not None:
         raise ApiError(400, f"token id {bad} is outside the model's vocabulary of {engine.spec.n_vocab}", param="prompt")
     if (bad := next((id_ for id_, _ in sampling.logit_bias if id_ >= engine.spec.n_vocab), None)) is not None:
@@ -89,34 +92,33 @@ async def prepare(model: OpenModel, task: Task) -> Prepared:
     if len(ids) >= engine.n_ctx and not task.truncate:
         raise too_long(len(ids), engine.n_ctx)
     n_predict = task.n_predict if task.n_predict is not None else model.defaults.n_predict
-    return Prepared(model, task, ids, sampling, n_predict)
+    return Prepared(model, task, ids, sampling, n_predict, await _constraint(model, task.output))
 
 
 def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
-    """Give the engine every choice of every task."""
+    """Give the engine every choice of every task. ApiError for what it refuses."""
     for p in prepared:
-        engine, task = p.model.engine, p.task
+        engine, task, seed = p.model.engine, p.task, p.sampling.seed
+        generate = partial(
+            engine.submit,
+            p.ids,
+            n_predict=p.n_predict,
+            stop=task.stop,
+            keep=task.keep,
+            on_overflow="shift" if task.shift else "stop",
+            show_special=task.special,
+            strip_space=task.messages is not None,
+            n_top=max(task.n_top, 0),
+            truncate=task.truncate,
+            cache_prompt=task.cache_prompt,
+        )
         for i in range(task.n):
             number = len(answer.choices)
-            seed = p.sampling.seed
             sampling = replace(p.sampling, seed=(seed + i) % (1 << 64)) if i and seed >= 0 else p.sampling
-            options: dict[str, Any] = {
-                "n_predict": p.n_predict,
-                "stop": task.stop,
-                "keep": task.keep,
-                "on_overflow": "shift" if task.shift else "stop",
-                "show_special": task.special,
-                "strip_space": task.messages is not None,
-                "n_top": max(task.n_top, 0),
-                "truncate": task.truncate,
-                "cache_prompt": task.cache_prompt,
-            }
-
-            def start(p: Prepared = p, sampling: Sampling = sampling, options: dict[str, Any] = options, **more: Any) -> Any:
-                return engine.submit(p.ids, sampling, **options, **more)
-
+            constraint = p.constraint.copy() if i and p.constraint else p.constraint
+            choice = Choice(number, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special))
             try:
-                answer.start(Choice(number, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special)), start)
+                answer.start(choice, partial(generate, sampling=sampling, constraint=constraint))
             except GgrunError as error:
                 raise ApiError(400, str(error)) from None
 
@@ -158,6 +160,18 @@ def too_long(n_prompt: int, n_ctx: int) -> ApiError:
 def reader_of(prepared: Prepared, number: int) -> Reader:
     """What takes a choice's text apart."""
     return Plain(number)
+
+
+async def _constraint(model: OpenModel, output: Output | None) -> Constraint | None:
+    """What holds an answer to a form. ApiError, naming the field, for a form that is wrong or not supported."""
+    if output is None:
+        return None
+    from ggrun.engine.constraint import constraint_for
+
+    try:
+        return await asyncio.to_thread(constraint_for, output.kind, output.value, model.engine.tokenizer)
+    except GgrunError as error:
+        raise ApiError(400, str(error), param=output.param) from None
 
 
 def _add(whole: Whole, piece: Text | Thought | Call | End) -> None:

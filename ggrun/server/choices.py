@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ggrun.engine.generation import Finished
 from ggrun.server.errors import ApiError
 from ggrun.server.task import Call, End, FinishReason, Piece, Text, Thought, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from ggrun.engine.generation import Finished, Generation, TokenEvent
+    from ggrun.engine.generation import Generation, TokenEvent
     from ggrun.server.logprobs import TokenLogs
     from ggrun.server.shelf import OpenModel
 
@@ -76,7 +77,7 @@ class Choice:
             if isinstance(event, BaseException):
                 self.finished = True
                 raise event
-            if hasattr(event, "reason"):
+            if isinstance(event, Finished):
                 self.finished = True
                 pieces += self._end(event)
             else:
@@ -129,6 +130,28 @@ class Choice:
         return pieces
 
 
+class _Bell:
+    """Wakes the event loop from the engine's thread, once for all that comes before it looks."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+        self._rung = False
+
+    def ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to read
+                self._loop.call_soon_threadsafe(self._event.set)
+
+    def reset(self) -> None:
+        self._rung = False
+        self._event.clear()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
 class Answer(AsyncIterator[Piece]):
     """The pieces of all choices as they come, each choice's in order and the last of each an End.
 
@@ -140,23 +163,19 @@ class Answer(AsyncIterator[Piece]):
         self.model = model
         self.choices: list[Choice] = []
         self._release = release
-        self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()
-        self._waking = False
+        self._bell = _Bell()
         self._ready: deque[Piece] = deque()
         self._closed = False
 
     def start(self, choice: Choice, submit: Callable[..., Generation]) -> None:
         """Submit a choice's generation: submit(listener=...)."""
+        bell = self._bell  # not self: an Answer that is dropped has to go, while its generations are still heard
 
         def listener(generation: Generation) -> None:
             if generation.events.qsize() > MAX_UNREAD and not choice.too_slow:
                 choice.too_slow = True
                 generation.cancel()
-            if not self._waking:
-                self._waking = True
-                with suppress(RuntimeError):  # the loop is closed: nobody is left to read
-                    self._loop.call_soon_threadsafe(self._wake.set)
+            bell.ring()
 
         choice.generation = submit(listener=listener)
         self.choices.append(choice)
@@ -181,11 +200,10 @@ class Answer(AsyncIterator[Piece]):
             while not self._ready:
                 if all(choice.finished for choice in self.choices):
                     raise StopAsyncIteration
-                self._waking = False  # before reading: what comes from here on wakes again
-                self._wake.clear()
+                self._bell.reset()  # before reading: what comes from here on rings again
                 more = self._read()
                 if not self._ready and not more:
-                    await self._wake.wait()
+                    await self._bell.wait()
                 elif not self._ready:
                     await asyncio.sleep(0)
         except BaseException:
