@@ -16,6 +16,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.engine.constraint import Constraint
 from ggrun.engine.generation import Finished, FinishReason, Generation, TokenEvent
 from ggrun.engine.kv import Block, BlockPool
 from ggrun.engine.loading import Options, Planned, load, plan_model
@@ -96,17 +97,19 @@ class Engine:
         on_overflow: Overflow = "stop",
         show_special: bool = False,
         strip_space: bool = False,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Continue token ids: up to n_predict tokens (-1: until the model ends or the context is full).
 
         on_overflow "shift" drops the older half of what follows the first `keep` tokens when the context is full (keep < 0: the whole
         prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens. strip_space: the text answers a
-        chat, so drop the space that SentencePiece vocabularies put before it. Raises ContextExceeded, or GgrunError for ids that
+        chat, so drop the space that SentencePiece vocabularies put before it. constraint: what the answer must look like (for this answer
+        alone; see `constraint_for`); it is "stop"ped as soon as nothing may follow. Raises ContextExceeded, or GgrunError for ids that
         cannot be run.
         """
         ids = self._checked(prompt_ids, on_overflow)
         sampling = sampling or Sampling()
-        sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer)
+        sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer, constraint)
         ends = frozenset() if sampling.ignore_eos else self.tokenizer.end_of_generation
         generation = Generation(ids, sampler.seed, self._request_cancel)
         keep = len(ids) if keep < 0 else min(keep, len(ids))
@@ -114,7 +117,7 @@ class Engine:
         sequence = Sequence(
             generation,
             sampler,
-            self.tokenizer.decoder(not show_special, strip_space),
+            self.tokenizer.decoder(not show_special, strip_space and constraint is None),  # of such an answer every space counts
             StopMatcher(stop),
             ends,
             n_predict,
@@ -282,16 +285,23 @@ class Engine:
             timings.prompt_ms = 1e3 * (s.prompt_done - s.started)
         if s.n_predict == 0:
             return self._finish(s, "length")
+        constraint = s.sampler.constraint
+        if constraint is not None:
+            constraint.mask()  # waits, so that `done` is known
+            if constraint.done:
+                return self._finish(s, "stop")
         token = _sample(s.sampler, logits, item.row)
         if token.id in s.end_of_generation:
             return self._finish(s, "stop")
         s.sampler.accept(token.id)
+        if constraint is not None:
+            constraint.accept(token.id)
         s.tokens.append(token.id)
         timings.predicted_n += 1
         timings.predicted_ms = 1e3 * (perf_counter() - s.prompt_done)
         text = s.stops.push(s.decoder.push(token.id))
         s.generation.events.put(TokenEvent(token.id, text, token.logprob))
-        if s.stops.found is not None:
+        if s.stops.found is not None or (constraint is not None and constraint.done):
             self._finish(s, "stop")
         elif timings.predicted_n == s.n_predict:
             self._finish(s, "length")

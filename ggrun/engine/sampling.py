@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ggrun.engine.candidates import Candidates
+    from ggrun.engine.constraint import Constraint
     from ggrun.text import Tokenizer
 
 # canonical name -> other names, and the letter it has in --sampling-seq
@@ -175,16 +176,20 @@ class SampledToken:
 class Sampler:
     """The state of one sequence's sampling: random numbers, the tokens so far, mirostat's running estimate.
 
-    Accept every token of the prompt and of the answer, in order. `seed` is the one in use. GgrunError for a logit_bias outside the
-    vocabulary.
+    Accept every token of the prompt and of the answer, in order. `seed` is the one in use. constraint: what the answer must look like;
+    only tokens of its mask are candidates, and its `accept` is the caller's to call, for tokens of the answer alone. GgrunError for a
+    logit_bias outside the vocabulary.
     """
 
-    def __init__(self, sampling: Sampling, n_vocab: int, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, sampling: Sampling, n_vocab: int, tokenizer: Tokenizer | None = None, constraint: Constraint | None = None
+    ) -> None:
         import numpy as np
 
         from ggrun.engine.dry import Repetition
 
         self.sampling = sampling
+        self.constraint = constraint
         self.seed = sampling.seed if sampling.seed >= 0 else secrets.randbits(32)
         self.random = np.random.Generator(np.random.PCG64(self.seed))
         self.mu = 2.0 * sampling.mirostat_tau
@@ -228,6 +233,8 @@ class Sampler:
             raise GgrunError("the model gave no token a usable logit: the file's weights are damaged or not what its metadata says")
         candidates = Candidates(logits)
         total = candidates.weights()[1]
+        if self.constraint is not None:
+            candidates.allow(self.constraint.mask())
         if len(self._bias_ids):
             candidates.add(self._bias_ids, self._bias_values)
         id_ = self._choose(candidates)
@@ -238,7 +245,7 @@ class Sampler:
         """How many of the highest logits are all that is looked at, for `sample_highest`; 0: every logit is."""
         from ggrun.engine.samplers import n_highest
 
-        return 0 if len(self._bias_ids) else n_highest(self.sampling)
+        return 0 if len(self._bias_ids) or self.constraint is not None else n_highest(self.sampling)
 
     def sample_highest(self, ids: NDArray[np.int32], logits: NDArray[np.float32], log_total: float) -> SampledToken:
         """What `sample` chooses, from the n_highest highest logits alone. ids: int32 [k], logits: float32 [k], any order, all finite.
