@@ -97,7 +97,7 @@ def _earlier(store: ResponseStore, asked: ResponsesRequest) -> Sequence[Message]
         return stored.messages
     raise ApiError(
         400,
-        f"there is no response {asked.previous_response_id:.80} to go on from: it was not stored, or has been forgotten; send the whole input",
+        f"there is no response {asked.previous_response_id:.80} to go on from: not stored, or forgotten since; send the whole input",
         code="previous_response_not_found",
         param="previous_response_id",
     )

@@ -134,7 +134,8 @@ def _text(content: str | Sequence[Part], path: str) -> str:
         name = _TEXTS.get(part.type)
         text = getattr(part, name) if name else None
         if text is None:
-            what = f"a part of type {part.type!r:.60} needs {name}" if name else f"ggrun reads text only, not a part of type {part.type!r:.60}"
+            kind = f"a part of type {part.type!r:.60}"
+            what = f"{kind} needs {name}" if name else f"ggrun reads text only, not {kind}"
             raise ApiError(400, what, param=f"{path}[{j}]")
         texts.append(text)
     return "\n".join(texts)
