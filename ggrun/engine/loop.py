@@ -180,17 +180,24 @@ class Loop:
         s.generation.state = "answer"
         if s.n_predict == 0:
             return self._finish(s, "length")
+        constraint = s.sampler.constraint
+        if constraint is not None:
+            constraint.mask()  # waits, so that `done` is known
+            if constraint.done:
+                return self._finish(s, "stop")
         token = _sample(s.sampler, logits, item.row)
         if token.id in s.end_of_generation:
             return self._finish(s, "stop")
         s.sampler.accept(token.id)
+        if constraint is not None:
+            constraint.accept(token.id)
         s.tokens.append(token.id)
         timings.predicted_n += 1
         self._totals.predicted_tokens += 1
         timings.predicted_ms = 1e3 * (perf_counter() - s.prompt_done)
         text = s.stops.push(s.decoder.push(token.id))
         s.generation.put(TokenEvent(token.id, text, token.logprob, token.top))
-        if s.stops.found is not None:
+        if s.stops.found is not None or (constraint is not None and constraint.done):
             self._finish(s, "stop")
         elif timings.predicted_n == s.n_predict:
             self._finish(s, "length")

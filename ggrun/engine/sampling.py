@@ -183,7 +183,8 @@ class Sampler:
     """The state of one sequence's sampling: random numbers, the tokens so far, mirostat's running estimate.
 
     Begin with the prompt, then accept every token of the answer, in order. `seed` is the one in use; n_top: how many likeliest tokens
-    are told with each. GgrunError for a logit_bias outside the vocabulary.
+    are told with each. constraint: what the answer must look like; only tokens of its mask are candidates, and its `accept` is the
+    caller's to call, for tokens of the answer alone. GgrunError for a logit_bias outside the vocabulary.
     """
 
     def __init__(
@@ -191,9 +192,8 @@ class Sampler:
         sampling: Sampling,
         n_vocab: int,
         tokenizer: Tokenizer | None = None,
-        *,
-        n_top: int = 0,
         constraint: Constraint | None = None,
+        n_top: int = 0,
     ) -> None:
         import numpy as np
 
@@ -217,7 +217,7 @@ class Sampler:
             bias[id_] = bias.get(id_, 0.0) + value
         self._bias_ids = np.fromiter((id_ for id_ in bias if id_ < n_vocab), np.int64)
         self._bias_values = np.fromiter((value for id_, value in bias.items() if id_ < n_vocab), np.float32)
-        seen = 0 if len(self._bias_ids) or constraint else n_highest(sampling)
+        seen = 0 if len(self._bias_ids) or constraint is not None else n_highest(sampling)
         self.n_highest = max(seen, self._n_top) if seen else 0
         """How many of the highest logits are all that is looked at, for `sample_highest`; 0: every logit is."""
 
@@ -225,15 +225,10 @@ class Sampler:
         """Note the tokens that the text begins with."""
         if self.sampling.looks_for_repetition or self.sampling.penalizes:
             for id_ in prompt:
-                self._note(id_)
+                self.accept(id_)
 
     def accept(self, id: int) -> None:
-        """Note that `id` is part of the answer."""
-        self._note(id)
-        if self.constraint is not None:
-            self.constraint.accept(id)
-
-    def _note(self, id: int) -> None:
+        """Note that `id` is part of the text."""
         last_n = self.sampling.repeat_last_n
         if self.sampling.looks_for_repetition:
             self.repetition.accept(id)
@@ -262,6 +257,8 @@ class Sampler:
         candidates = Candidates(logits)
         log_total = peak + math.log(candidates.weights()[1])
         top = Candidates(logits).likeliest(self._n_top) if self._n_top else ()
+        if self.constraint is not None:
+            candidates.allow(self.constraint.mask())
         if len(self._bias_ids):
             candidates.add(self._bias_ids, self._bias_values)
         id_ = self._choose(candidates)
