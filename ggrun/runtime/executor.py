@@ -68,7 +68,7 @@ class Executor(Protocol):
         ...
 
     def read_block(self, block: int, into: NDArray[np.uint8]) -> None:
-        """Every layer's part of a KV block, in the form of `runtime.kv_form` (uint8 [KvForm.n_bytes]), once what was asked before is done."""
+        """Every layer's part of a KV block, in the form of `runtime.kv_form`, uint8 [KvForm.n_bytes]; waits for what was asked before."""
         ...
 
     def write_block(self, block: int, data: NDArray[np.uint8]) -> None:

@@ -1,4 +1,4 @@
-"""KV blocks between the CPU's layout, where keys are transposed (`kernels.attention`, `kernels.kv_quants`), and that of `runtime.kv_form`."""
+"""KV blocks between the CPU's layout, with transposed keys (`kernels.attention`, `kernels.kv_quants`), and that of `runtime.kv_form`."""
 
 from __future__ import annotations
 
