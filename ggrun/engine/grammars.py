@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, Final
 
 from ggrun.engine.constraint import ConstraintError
-from ggrun.engine.schema import OPTIONS, explain, read_schema
+from ggrun.engine.schema import OPTIONS, explained, read_schema
 
 MAX_TEXT: Final = 1 << 18  # characters of a schema or grammar
 
@@ -94,7 +94,7 @@ def _json_schema(value: Any) -> Grammar:
         wrong, sentences = LLMatcher.validate_grammar_with_warnings(text(schema), limits=_limits())
         return sentence(sentences[0]) if wrong else ""
 
-    return Grammar(text(schema), "JSON schema", lambda error: explain(schema, error, fails))
+    return Grammar(text(schema), "JSON schema", lambda error: explained(schema, error, fails))
 
 
 def _regex(value: Any) -> Grammar:
@@ -103,7 +103,11 @@ def _regex(value: Any) -> Grammar:
     text = _text(value, "regular expression").removeprefix("^")
     if text.endswith("$") and (len(text) - len(text[:-1].rstrip("\\"))) % 2:  # an anchor, and no "\\$"
         text = text[:-1]
-    return Grammar(LLMatcher.grammar_from_regex(text), "regular expression", lambda error: error.split(" (line ")[0].removeprefix("regular expression: "))
+
+    def explain(error: str) -> str:
+        return error.split(" (line ")[0].removeprefix("regular expression: ")
+
+    return Grammar(LLMatcher.grammar_from_regex(text), "regular expression", explain)
 
 
 def _gbnf(value: Any) -> Grammar:

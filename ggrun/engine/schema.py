@@ -70,7 +70,7 @@ def read_schema(value: Any) -> Any:
     return _cleaned(value)
 
 
-def explain(schema: Any, error: str, fails: Callable[[Any], str]) -> str:
+def explained(schema: Any, error: str, fails: Callable[[Any], str]) -> str:
     """What is wrong where, in a sentence. error: llguidance's about the whole; fails: its about another schema, "" for none."""
     at, part = "#", schema
     tries = 0
