@@ -25,8 +25,8 @@ FLAGS = """
     --chat-template --chat-template-file --on-overflow --list-devices
 """.split()
 ONLY = {
-    "chat": "--json -st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",
-    "run": "--json -cnv --conversation -no-cnv --no-conversation",
+    "chat": "--json --grammar --grammar-file -j --json-schema -jf --json-schema-file -st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",
+    "run": "--json --grammar --grammar-file -j --json-schema -jf --json-schema-file -cnv --conversation -no-cnv --no-conversation",
     "plan": "--json",
     "logits": "--tokens --out --executor",
     "tokenize": "--ids --no-bos --parse-special",
