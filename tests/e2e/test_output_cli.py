@@ -37,7 +37,7 @@ def test_an_answer_has_the_form(command: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra, words",
+    ("extra", "words"),
     [
         (("-j", "{}", "--grammar", 'root ::= "a"'), ("--grammar", "-j", "one form")),
         (("-j", "{"), ("JSON schema", "line 1")),
@@ -49,6 +49,7 @@ def test_an_answer_has_the_form(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["run", "chat"])
 def test_what_cannot_be_used_is_a_sentence(command: str, extra: tuple[str, ...], words: tuple[str, ...]) -> None:
     done = ggrun(command, "-p", "hello", "-n", "5", *extra)
-    assert done.returncode == 1 and not done.stdout
+    assert done.returncode == 1
+    assert not done.stdout
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
