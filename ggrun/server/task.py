@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+CallState = Literal["open", "done", "broken"]
 OutputKind = Literal["json_object", "json_schema", "regex", "grammar", "lark"]
 
 
@@ -32,7 +33,7 @@ class Task:
     model's or the server's default. n_predict: -1 for no limit, None for the default. n_top: likeliest tokens to report beside each
     (-1: no log probabilities at all). reasoning: whether thinking is told apart from the answer. truncate: drop the prompt's middle
     rather than refuse it. shift: drop the context's older half when it is full. special: show special tokens, too. prefill: the last
-    message is the assistant's, to be continued.
+    message is the assistant's, to be continued. shift and cache_prompt None: the server's default. progress: tell how far the prompt is.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
@@ -56,7 +57,8 @@ class Task:
     special: bool = False
     prefill: bool = False
     keep: int = 0
-    cache_prompt: bool = True
+    cache_prompt: bool | None = None
+    progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,28 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """More of one of its tool calls: the first piece of a call has its id and name; arguments: more of the JSON text."""
+    """More of one of its tool calls: the first piece of a call has its id and name; arguments: more of the JSON text.
+
+    state "done": the call is whole and its arguments are a JSON object. "broken": it turned out to be none, and all of it follows as text.
+    """
 
     choice: int
     index: int
     arguments: str = ""
     id: str = ""
     name: str = ""
+    state: CallState = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a choice's prompt is: `done` of its `total` tokens, `cached` of them found; ms: since it was begun. Only where asked for."""
+
+    choice: int
+    total: int
+    cached: int
+    done: int
+    ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,4 +139,4 @@ class End:
     seed: int = 0
 
 
-Piece = Text | Thought | Call | End
+Piece = Text | Thought | Call | Progress | End
