@@ -119,6 +119,13 @@ class Candidates:
         """Position of the likeliest."""
         return int(self.logits.argmax())
 
+    def likeliest(self, k: int) -> list[tuple[int, float]]:
+        """Ids and logits of the k likeliest, the likeliest first; leaves the candidates as they are."""
+        few = Candidates(self.logits, self.ids)
+        few.top(k)
+        order = np.argsort(-few.logits, kind="stable")
+        return [(few.id_at(int(i)), float(few.logits[i])) for i in order]
+
     def top(self, k: int) -> None:
         """Keep the k >= 1 likeliest."""
         n_columns = len(self) // _COLUMN
