@@ -114,7 +114,7 @@ def biases(given: Bias) -> tuple[tuple[int | str, float], ...]:
     for entry in given.items() if isinstance(given, dict) else given:
         if len(entry) != 2 or not isinstance(entry[0], (int, str)) or isinstance(entry[0], bool) or entry[1] is True:
             raise ApiError(400, f"logit_bias takes pairs of a token and a number, not {entry!r:.80}", param="logit_bias")
-        token, value = entry
+        token, value = entry[0], entry[1]
         if value is False or value is None:
             bias = -math.inf if value is False else 0.0
         elif isinstance(value, str):

@@ -33,7 +33,7 @@ class Task:
     model's or the server's default. n_predict: -1 for no limit, None for the default. n_top: likeliest tokens to report beside each
     (-1: no log probabilities at all). reasoning: whether thinking is told apart from the answer. truncate: drop the prompt's middle
     rather than refuse it. shift: drop the context's older half when it is full. special: show special tokens, too. prefill: the last
-    message is the assistant's, to be continued. shift and cache_prompt None: the server's default. progress: tell how far the prompt is.
+    message is the assistant's, to be continued. reasoning, shift and cache_prompt None: the server's default.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
@@ -51,14 +51,13 @@ class Task:
     stop: tuple[str, ...] = ()
     n: int = 1
     n_top: int = -1
-    reasoning: bool = True
+    reasoning: bool | None = None
     truncate: bool = False
     shift: bool | None = None
     special: bool = False
     prefill: bool = False
     keep: int = 0
     cache_prompt: bool | None = None
-    progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +105,6 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a choice's prompt is: `done` of its `total` tokens, `cached` of them found; ms: since it was begun. Only where asked for."""
-
-    choice: int
-    total: int
-    cached: int
-    done: int
-    ms: float
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens: of the prompt, of them found in the cache, of the answer, of them thought."""
 
@@ -139,4 +127,4 @@ class End:
     seed: int = 0
 
 
-Piece = Text | Thought | Call | Progress | End
+Piece = Text | Thought | Call | End
