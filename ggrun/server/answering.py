@@ -139,7 +139,7 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
             number = len(answer.choices)
             sampling = replace(p.sampling, seed=(seed + i) % (1 << 64)) if i and seed >= 0 else p.sampling
             constraint = p.constraint.copy() if i and p.constraint else p.constraint
-            choice = Choice(number, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special))
+            choice = Choice(number, p, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special))
             try:
                 answer.start(choice, partial(generate, sampling=sampling, constraint=constraint))
             except GgrunError as error:

@@ -53,7 +53,7 @@ class InfillRequest(NativeRequest, kw_only=True):
 
     input_prefix: str = ""
     input_suffix: str = ""
-    input_extra: list[Extra] = []  # msgspec gives each its own
+    input_extra: list[Extra] | None = None
 
 
 @operation("Continue a text (llama.cpp)", request=NativeRequest, answer="the answer, a list of them for several prompts, or a stream")
@@ -72,8 +72,9 @@ async def infill(request: Request) -> Response:
     asked = await read(request, InfillRequest)
     if not isinstance(asked.prompt, str | None):
         raise ApiError(400, "prompt must be text here", param="prompt")
-    extra = tuple((item.filename, item.text) for item in asked.input_extra)
-    task = replace(_task(asked), prompt=asked.input_prefix, suffix=asked.input_suffix, begun=asked.prompt or "", extra=extra)
+    extra = tuple((item.filename, item.text) for item in asked.input_extra or ())
+    task = replace(_task(asked), prompt=asked.input_prefix, suffix=asked.input_suffix, gap="input_suffix", extra=extra)
+    task = replace(task, begun=asked.prompt or "")
     return await _answered(request, asked, [task], False)
 
 
@@ -157,8 +158,8 @@ def _running(answer: Answer, index: int, text: str, tokens: Sequence[TokenLog]) 
         "content": text,
         "tokens": [token.id for token in tokens],
         "stop": False,
-        "id_slot": generation.slot,
-        "tokens_predicted": generation.timings.predicted_n,
+        "id_slot": answer.choices[index].slot,
+        "tokens_predicted": answer.choices[index].n_read,
         "tokens_evaluated": len(generation.prompt_ids),
     }
 
@@ -171,14 +172,14 @@ def _last(asked: NativeRequest, answer: Answer, end: End, text: str, tokens: Seq
         "index": end.choice,
         "content": text,
         "tokens": [token.id for token in tokens] if asked.return_tokens else [],
-        "id_slot": generation.slot,
+        "id_slot": answer.choices[end.choice].slot,
         "stop": True,
         "model": answer.model.name,
         "tokens_predicted": end.usage.answer,
         "tokens_evaluated": end.usage.prompt,
         "generation_settings": settings_of(answer, end.choice),
         "prompt": answer.model.engine.tokenizer.decode(generation.prompt_ids, skip_special=False),
-        "has_new_line": "\n" in (text or generation.text),
+        "has_new_line": answer.choices[end.choice].has_new_line,
         "truncated": end.n_dropped > 0,
         "dropped_tokens": end.n_dropped,
         "stop_type": stop_type,

@@ -109,8 +109,8 @@ def _whole(asked: CompletionRequest, answer: Answer, wholes: Sequence[Whole]) ->
     choices = []
     for index, (whole, end) in enumerate(zip(wholes, ends, strict=True)):
         own = {"timings": end.timings} if len(ends) > 1 else {}
-        logs = _logs(asked, whole.tokens, 0)
-        choices.append({"index": index, "text": _echo(asked, answer, index) + whole.text, "logprobs": logs, "finish_reason": end.reason, **own})
+        text, logs = _echo(asked, answer, index) + whole.text, _logs(asked, whole.tokens, 0)
+        choices.append({"index": index, "text": text, "logprobs": logs, "finish_reason": end.reason, **own})
     body = head(answer, relay.new_id("cmpl-"), "text_completion", int(time.time()))
     return {**body, "choices": choices, "usage": usage(ends, asked.n or 1), **added(ends)}
 

@@ -74,11 +74,12 @@ async def watched(answer: Answer, progress: bool) -> AsyncGenerator[Piece | Prom
             if not pull.done():
                 for told in _progress(answer, 1e3 * (time.monotonic() - begun)):
                     yield told
-            elif (piece := pull.result()) is None:
+                continue
+            pulled = pull.result()
+            if pulled is None:
                 return
-            else:
-                pull = asyncio.ensure_future(anext(answer, None))
-                yield piece
+            pull = asyncio.ensure_future(anext(answer, None))
+            yield pulled
     finally:
         pull.cancel()
 
