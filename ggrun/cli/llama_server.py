@@ -104,7 +104,8 @@ REFUSED: Mapping[str, str] = {
     IMAGES: "-mm F, --mmproj F=LLAMA_ARG_MMPROJ, -mmu U, --mmproj-url U=LLAMA_ARG_MMPROJ_URL",
     ROPE: "--rope-scaling T=LLAMA_ARG_ROPE_SCALING_TYPE, --rope-scale N=LLAMA_ARG_ROPE_SCALE, --rope-freq-base N=LLAMA_ARG_ROPE_FREQ_BASE,"
     "--rope-freq-scale N=LLAMA_ARG_ROPE_FREQ_SCALE, --yarn-orig-ctx N=LLAMA_ARG_YARN_ORIG_CTX,"
-    "--yarn-ext-factor N=LLAMA_ARG_YARN_EXT_FACTOR, --yarn-attn-factor N=LLAMA_ARG_YARN_ATTN_FACTOR, --yarn-beta-slow N=LLAMA_ARG_YARN_BETA_SLOW,"
+    "--yarn-ext-factor N=LLAMA_ARG_YARN_EXT_FACTOR, --yarn-attn-factor N=LLAMA_ARG_YARN_ATTN_FACTOR,"
+    "--yarn-beta-slow N=LLAMA_ARG_YARN_BETA_SLOW,"
     "--yarn-beta-fast N=LLAMA_ARG_YARN_BETA_FAST",
     "metadata is taken as the file has it": "--override-kv K",
     ADAPTERS: "--lora F, --lora-scaled F, --lora-init-without-apply, --control-vector F, --control-vector-scaled F,"
