@@ -7,10 +7,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ggrun.server.errors import ApiError
+from ggrun.server.operation import operation
 from ggrun.server.shelf import Shelf
 from ggrun.server.streaming import json_response
 
 
+@operation("Whether the server is ready", answer="the default model is loaded")
 async def health(request: Request) -> Response:
     """200 once the default model is loaded (or asleep, which the next request ends), 503 before."""
     shelf: Shelf = request.app.state.shelf
