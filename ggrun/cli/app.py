@@ -78,7 +78,8 @@ class ServeCommand(Command):
             from ggrun.cli.llama_server import FLAGS, answer
 
             if name in parser._long_opt or name not in FLAGS:
-                return match(name, value, state)
+                match(name, value, state)
+                return
             n = FLAGS[name].n_values
             values = [value] if value is not None else [state.rargs.pop(0) for _ in range(min(n, len(state.rargs)))]
             print(answer(name, values), file=sys.stderr)

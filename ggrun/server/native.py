@@ -15,6 +15,7 @@ from ggrun import Sampling, __version__
 from ggrun.errors import GgrunError
 from ggrun.server import body
 from ggrun.server.errors import ApiError
+from ggrun.server.operation import operation
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import OpenModel, Shelf
 from ggrun.server.streaming import json_response
@@ -49,6 +50,7 @@ class ApplyTemplate(msgspec.Struct):
     model: str | None = None
 
 
+@operation("The tokens of a text", request=Tokenize, answer="ids, with their pieces if asked")
 async def tokenize(request: Request) -> Response:
     """The ids of a text, with their pieces if asked: strings, or lists of bytes where a piece is no whole text."""
     asked = await body.read(request, Tokenize)
@@ -58,6 +60,7 @@ async def tokenize(request: Request) -> Response:
         return json_response({"tokens": [{"id": id, "piece": _piece(tokenizer, id)} for id in ids] if asked.with_pieces else ids})
 
 
+@operation("The text of tokens", request=Detokenize)
 async def detokenize(request: Request) -> Response:
     """The text of ids, special tokens written out."""
     asked = await body.read(request, Detokenize)
@@ -70,6 +73,7 @@ async def detokenize(request: Request) -> Response:
         return json_response({"content": text})
 
 
+@operation("The prompt a conversation becomes", request=ApplyTemplate)
 async def apply_template(request: Request) -> Response:
     """The prompt a conversation becomes; nothing is computed."""
     asked = await body.read(request, ApplyTemplate)
@@ -83,6 +87,7 @@ async def apply_template(request: Request) -> Response:
         return json_response({"prompt": chat.text, **({"notes": chat.notes} if chat.notes else {})})
 
 
+@operation("What the server is and what it takes for granted", query={"model": "of which model"})
 async def props(request: Request) -> Response:
     """What the server is and what requests have that do not say otherwise, under llama.cpp's names."""
     shelf, settings = _shelf(request), request.app.state.settings
@@ -107,6 +112,7 @@ async def props(request: Request) -> Response:
         )
 
 
+@operation("Change properties; only with --props", request=dict[str, Any])
 async def change_props(request: Request) -> Response:
     """Only with --props, and then, as in llama-server, there is nothing to change yet."""
     if not request.app.state.settings.props:
@@ -116,13 +122,16 @@ async def change_props(request: Request) -> Response:
     return json_response({"success": True})
 
 
+@operation("Adapters: none are supported", request={"POST": list[Any]})
 async def lora_adapters(request: Request) -> Response:
     """None: adapters are not supported."""
-    if request.method == "POST" and await body.read(request, list[Any]):
+    wanted: list[Any] = await body.read(request, list) if request.method == "POST" else []
+    if wanted:
         raise ApiError(501, "LoRA adapters are not supported")
     return json_response([])
 
 
+@operation("Not supported yet", request=dict[str, Any])
 async def rerank(request: Request) -> Response:
     raise ApiError(501, "reranking is not supported yet")
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from ggrun.server import body
 from ggrun.server.errors import ApiError
+from ggrun.server.operation import operation
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import OpenModel, Shelf
 from ggrun.server.streaming import json_response
@@ -30,6 +31,7 @@ class File(msgspec.Struct):
     model: str | None = None
 
 
+@operation("What each slot does", query={"model": "of which model", "fail_on_no_slot": "503 when no slot is idle"})
 async def slots(request: Request) -> Response:
     """Every slot's state. `?fail_on_no_slot=1`: 503 when none is idle. A model that is not loaded has no slots, and is not loaded here."""
     settings: Settings = request.app.state.settings
@@ -42,6 +44,7 @@ async def slots(request: Request) -> Response:
     return json_response(rows)
 
 
+@operation("Save, restore or erase a slot", request=File, query={"action": "save, restore or erase", "model": "of which model"})
 async def act(request: Request) -> Response:
     """`?action=save`, `restore` or `erase` of one slot; needs --slot-save-path."""
     settings: Settings = request.app.state.settings
