@@ -11,14 +11,31 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ggrun.server import errors, health, metrics, native, openapi, responses, slots
+from ggrun.server import (
+    errors,
+    health,
+    messages,
+    metrics,
+    native,
+    openapi,
+    responses,
+    slots,
+)
 from ggrun.server.errors import ApiError
 from ggrun.server.guard import Faults, Keys, Origins
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
 
-MODULES = (health, responses, native, slots, metrics, openapi)  # each has ROUTES
+MODULES = (  # each has ROUTES
+    health,
+    responses,
+    native,
+    slots,
+    metrics,
+    messages,
+    openapi,
+)
 
 
 def create_app(shelf: Shelf, settings: Settings) -> Starlette:
