@@ -179,8 +179,11 @@ class Answer(AsyncIterator[Piece]):
     def start(self, choice: Choice, submit: Callable[..., Generation]) -> None:
         """Submit a choice's generation: submit(listener=...)."""
         bell = self._bell  # not self: an Answer that is dropped has to go, while its generations are still heard
+        watch = self.model.metrics.watch(self.model.name) if self.model.metrics else None
 
         def listener(generation: Generation) -> None:
+            if watch:
+                watch.seen(generation)
             if generation.events.qsize() > MAX_UNREAD and not choice.too_slow:
                 choice.too_slow = True
                 generation.cancel()
