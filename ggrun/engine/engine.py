@@ -128,7 +128,7 @@ class Engine:
         sequence = Sequence(
             generation,
             sampler,
-            self.tokenizer.decoder(not show_special, strip_space),
+            self.tokenizer.decoder(not show_special, strip_space and constraint is None),  # of a constrained answer every space counts
             StopMatcher(stop),
             ends,
             n_predict,
