@@ -11,14 +11,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ggrun.server import errors, health, messages, openapi, responses
+from ggrun.server import errors, health, messages, ollama, ollama_models, openapi, responses
 from ggrun.server.errors import ApiError
 from ggrun.server.guard import Faults, Keys, Origins
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
 
-MODULES = (health, responses, messages, openapi)  # each has ROUTES
+MODULES = (health, responses, messages, ollama, ollama_models, openapi)  # each has ROUTES
 
 
 def create_app(shelf: Shelf, settings: Settings) -> Starlette:
