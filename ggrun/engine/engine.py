@@ -6,7 +6,7 @@ One thread owns sequences, KV blocks and the executor; callers' threads only sen
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -95,13 +95,14 @@ class Engine:
         keep: int = 0,
         on_overflow: Overflow = "stop",
         show_special: bool = False,
+        shown: Container[int] = (),
         strip_space: bool = False,
     ) -> Generation:
         """Continue token ids: up to n_predict tokens (-1: until the model ends or the context is full).
 
         on_overflow "shift" drops the older half of what follows the first `keep` tokens when the context is full (keep < 0: the whole
-        prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens. strip_space: the text answers a
-        chat, so drop the space that SentencePiece vocabularies put before it. Raises ContextExceeded, or GgrunError for ids that
+        prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens; shown: of these. strip_space: the text
+        answers a chat, so drop the space that SentencePiece vocabularies put before it. Raises ContextExceeded, or GgrunError for ids that
         cannot be run.
         """
         ids = self._checked(prompt_ids, on_overflow)
@@ -114,7 +115,7 @@ class Engine:
         sequence = Sequence(
             generation,
             sampler,
-            self.tokenizer.decoder(not show_special, strip_space),
+            self.tokenizer.decoder(not show_special, strip_space, shown),
             StopMatcher(stop),
             ends,
             n_predict,
