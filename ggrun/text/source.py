@@ -139,7 +139,7 @@ class Markers:
     def next(self, source: Source, emit: Emit, trim: bool = False, cut: bool = False) -> Steps[str]:
         """Emits text up to the next marker, which is read and returned; "" at the end of the text.
 
-        trim: without the white space before a marker, which `trimmed` then holds. cut: the beginning of a marker at the very end is not text.
+        trim: without the white space before a marker, which `trimmed` then holds. cut: the beginning of one at the very end is no text.
         """
         while True:
             match = self.search(source.text, source.at)

@@ -175,7 +175,8 @@ FORMATS: Final[tuple[CallFormat, ...]] = (
         argument="<arg_key>«key»</arg_key>\n<arg_value>«value»</arg_value>\n", signature=("<arg_key>", "<arg_value>"),
     ),
     CallFormat(
-        "minimax", '<invoke name="«name»">\n«arguments»</invoke>', between="\n", first="<minimax:tool_call>\n", last="\n</minimax:tool_call>",
+        "minimax", '<invoke name="«name»">\n«arguments»</invoke>', between="\n",
+        first="<minimax:tool_call>\n", last="\n</minimax:tool_call>",
         argument='<parameter name="«key»">«value»</parameter>\n', signature=("<minimax:tool_call>",),
     ),
     CallFormat("mistral", '{"name": "«name»", "arguments": «arguments», "id": "«id»"}', first="[TOOL_CALLS][", between=", ", last="]"),
