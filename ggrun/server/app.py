@@ -11,14 +11,43 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ggrun.server import errors, health, messages, ollama, ollama_models, openapi, responses
+from ggrun.server import (
+    errors,
+    health,
+    messages,
+    metrics,
+    models,
+    native,
+    native_completion,
+    ollama,
+    ollama_models,
+    openai_chat,
+    openai_completions,
+    openapi,
+    responses,
+    slots,
+)
 from ggrun.server.errors import ApiError
 from ggrun.server.guard import Faults, Keys, Origins
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
 
-MODULES = (health, responses, messages, ollama, ollama_models, openapi)  # each has ROUTES
+MODULES = (  # each has ROUTES
+    health,
+    models,
+    openai_chat,
+    openai_completions,
+    native_completion,
+    responses,
+    native,
+    slots,
+    metrics,
+    messages,
+    ollama,
+    ollama_models,
+    openapi,
+)
 
 
 def create_app(shelf: Shelf, settings: Settings) -> Starlette:
@@ -30,9 +59,10 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
         app.state.lifetime.cut.set()
         await shelf.close()
 
+    counted = [Middleware(metrics.Counted, metrics=shelf.metrics)] if shelf.metrics else []
     app = Starlette(
         routes=[route for module in MODULES for route in module.ROUTES],
-        middleware=[Middleware(kind, settings=settings) for kind in (Origins, Keys, Faults)],
+        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Origins, Keys, Faults))],
         exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
     )
