@@ -233,7 +233,7 @@ def shape_of(request: Request, n_tokens: int) -> Shape:
     else:
         per_seq = max(1, n_tokens // request.n_seqs)
         blocks = 1 + request.n_seqs * -(-per_seq // KV_BLOCK_TOKENS)
-    n_logits = min(request.n_logits or request.n_seqs, request.n_ubatch)
+    n_logits = min(max(request.n_logits, request.n_seqs), request.n_ubatch)
     return Shape(per_seq, request.n_seqs, request.n_ubatch, n_logits, request.n_threads, blocks, request.type_k, request.type_v)
 
 
