@@ -335,7 +335,7 @@ def test_infill_is_refused_where_the_vocabulary_cannot(server: Served) -> None:
 
 
 def test_progress_of_a_long_prompt_is_told(server: Served) -> None:
-    n = server.get("/v1/models")["data"][0]["meta"]["n_ctx"] // 2
+    n = server.get("/v1/models")["data"][0]["meta"]["n_ctx"] // 8
     body = {"messages": [{"role": "user", "content": "word " * n}], "stream": True, "max_tokens": 1, "return_progress": True}
     frames = server.frames("/v1/chat/completions", body)
     for frame in frames:
