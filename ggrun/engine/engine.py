@@ -129,7 +129,7 @@ class Engine:
         sequence = Sequence(
             generation,
             sampler,
-            self.tokenizer.decoder(not show_special, strip_space, shown),
+            self.tokenizer.decoder(not show_special, strip_space and constraint is None, shown),  # a constraint counts every space
             StopMatcher(stop),
             ends,
             n_predict,
