@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from ggrun.engine.generation import Finished
 from ggrun.server.errors import ApiError
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from ggrun.engine.generation import Generation, TokenEvent
+    from ggrun.server.answering import Prepared
     from ggrun.server.logprobs import TokenLogs
+    from ggrun.server.reading import Part, Reader
     from ggrun.server.shelf import OpenModel
 
 MAX_UNREAD: Final = 8192  # events of a generation that may wait for a client; beyond it the client counts as gone
@@ -28,37 +30,19 @@ _AT_ONCE: Final = 64  # events read of one choice before the others get their tu
 _REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "context_full": "length"}
 
 
-class Reader(Protocol):
-    """Takes an answer's text apart: what is thought, what is said, what is called. Pieces have their choice's number."""
-
-    def push(self, text: str) -> Sequence[Text | Thought | Call]: ...
-
-    def finish(self) -> Sequence[Text | Thought | Call]:
-        """What was held back."""
-        ...
-
-
-class Plain:
-    """The reader of a raw completion: all is text."""
-
-    def __init__(self, choice: int) -> None:
-        self._choice = choice
-
-    def push(self, text: str) -> Sequence[Text | Thought | Call]:
-        return (Text(self._choice, text),) if text else ()
-
-    def finish(self) -> Sequence[Text | Thought | Call]:
-        return ()
-
-
 class Choice:
     """One generation and what its events become."""
 
-    def __init__(self, number: int, reader: Reader, logs: TokenLogs) -> None:
+    def __init__(self, number: int, prepared: Prepared, reader: Reader, logs: TokenLogs) -> None:
         self.number = number
+        self.prepared = prepared
         self.generation: Generation | None = None
         self.finished = False
         self.too_slow = False
+        self._enough = False
+        self.n_read = 0
+        self.slot = -1  # the last one it was seen in
+        self.has_new_line = False
         self._reader = reader
         self._logs = logs
         self._n_thought = 0
@@ -92,14 +76,21 @@ class Choice:
 
     def _token(self, event: TokenEvent) -> list[Piece]:
         self._logs.add(event)
-        parts = self._reader.push(event.text) if event.text else ()
+        assert self.generation is not None
+        self.n_read += event.id is not None
+        self.slot = self.generation.slot if self.generation.slot >= 0 else self.slot
+        self.has_new_line = self.has_new_line or "\n" in event.text
+        parts: Sequence[Part] = self._reader.push(event.text) if event.text and not self._enough else ()
+        if not self._enough and self._reader.done:
+            self._enough = True
+            self.generation.cancel()
         if parts:
             self._thinking = isinstance(parts[-1], Thought)
         self._n_thought += self._thinking
         return self._logged(parts)
 
-    def _logged(self, parts: Sequence[Text | Thought | Call]) -> list[Piece]:
-        self._called = self._called or any(isinstance(part, Call) for part in parts)
+    def _logged(self, parts: Sequence[Part]) -> list[Piece]:
+        self._called = self._called or any(isinstance(part, Call) and part.state == "done" for part in parts)
         return [
             type(part)(part.choice, part.text, self._logs.take(part.text)) if isinstance(part, (Text, Thought)) else part for part in parts
         ]
@@ -108,14 +99,14 @@ class Choice:
         generation = self.generation
         assert generation is not None
         generation.finish_reason, generation.stop_word = event.reason, event.stop_word
-        if event.reason == "cancelled":
+        if event.reason == "cancelled" and not self._enough:
             if self.too_slow:
                 raise ApiError(408, f"the answer was stopped: {MAX_UNREAD} pieces of it waited and nobody read them", type="timeout_error")
             raise ApiError(503, "the answer was stopped: the server is shutting down or unloads this model", type="unavailable_error")
-        pieces = self._logged([*self._reader.push(event.text), *self._reader.finish()])
+        pieces = [] if self._enough else self._logged([*self._reader.push(event.text), *self._reader.finish()])
         if event.stop_word is None and not self._called and (rest := self._logs.rest()):
             pieces.append(Text(self.number, "", rest))
-        reason: FinishReason = _REASONS[event.reason]
+        reason: FinishReason = "stop" if self._enough else _REASONS[event.reason]
         pieces.append(
             End(
                 self.number,
@@ -170,8 +161,11 @@ class Answer(AsyncIterator[Piece]):
     def start(self, choice: Choice, submit: Callable[..., Generation]) -> None:
         """Submit a choice's generation: submit(listener=...)."""
         bell = self._bell  # not self: an Answer that is dropped has to go, while its generations are still heard
+        watch = self.model.metrics.watch(self.model.name) if self.model.metrics else None
 
         def listener(generation: Generation) -> None:
+            if watch:
+                watch.seen(generation)
             if generation.events.qsize() > MAX_UNREAD and not choice.too_slow:
                 choice.too_slow = True
                 generation.cancel()

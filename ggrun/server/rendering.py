@@ -25,14 +25,25 @@ FIM: Final = ("fim_pre", "fim_suf", "fim_mid")
 _told: set[tuple[str, str]] = set()
 
 
+async def prompt_of(model: OpenModel, task: Task) -> tuple[list[int], str]:
+    """The ids of a task's prompt and, of a conversation, its text. What the template could not do is said once on stderr.
+
+    ApiError 400 for what cannot be rendered.
+    """
+    if task.messages is not None and task.prompt_ids is None:
+        text = await rendered(model, task)
+        return await _aside(len(text), lambda: chat_tokens(model.engine.tokenizer, text)), text
+    return await _raw_ids(model.engine.tokenizer, task), ""
+
+
 async def prompt_ids(model: OpenModel, task: Task) -> list[int]:
-    """The ids of a task's prompt. What the template could not do is said once on stderr. ApiError 400 for what cannot be rendered."""
+    """The ids alone."""
+    return (await prompt_of(model, task))[0]
+
+
+async def _raw_ids(tokenizer: Tokenizer, task: Task) -> list[int]:
     if task.prompt_ids is not None:
         return list(task.prompt_ids)
-    tokenizer = model.engine.tokenizer
-    if task.messages is not None:
-        text = await rendered(model, task)
-        return await _aside(len(text), lambda: chat_tokens(tokenizer, text))
     if task.suffix is not None:
         return await _aside(_length(task.prompt) + len(task.suffix), lambda: with_gap(tokenizer, task))
     return await _aside(_length(task.prompt), lambda: raw_tokens(tokenizer, task.prompt if task.prompt is not None else ""))
@@ -77,9 +88,8 @@ def with_gap(tokenizer: Tokenizer, task: Task) -> list[int]:
     """The ids that ask for what stands between a prompt and a suffix, other files before them. ApiError where the vocabulary cannot."""
     special = tokenizer.special_ids
     if missing := [role for role in FIM if role not in special]:
-        raise ApiError(
-            400, f"this model cannot fill a gap: its vocabulary has no token for {', '.join(missing)}; leave suffix out", param="suffix"
-        )  # fmt: skip
+        reason = f"this model cannot fill a gap: its vocabulary has no token for {', '.join(missing)}"
+        raise ApiError(400, reason, "not_supported_error", param=task.gap)
 
     def plain(text: str) -> list[int]:
         return tokenizer.encode(text, add_special=False)
@@ -95,7 +105,7 @@ def with_gap(tokenizer: Tokenizer, task: Task) -> list[int]:
         ids += [*head, *plain(text)]
     if task.extra and "fim_sep" in special:
         ids += [special["fim_sep"], *plain("current\n")]
-    return [*ids, special["fim_pre"], *prefix, special["fim_suf"], *plain(task.suffix or ""), special["fim_mid"]]
+    return [*ids, special["fim_pre"], *prefix, special["fim_suf"], *plain(task.suffix or ""), special["fim_mid"], *plain(task.begun)]
 
 
 def tell(model: str, note: str) -> None:

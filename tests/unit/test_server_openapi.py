@@ -9,7 +9,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from ggrun.server import openapi
+from ggrun.server.app import create_app
 from ggrun.server.operation import operation
+from ggrun.server.settings import Settings
+from tests.unit.server_pieces import NoShelf
 
 
 class Part(msgspec.Struct):
@@ -56,3 +59,14 @@ def test_the_document_is_served() -> None:
     client = TestClient(Starlette(routes=[*openapi.ROUTES, Route("/ask", ask, methods=["POST"])]))
     for _ in range(2):
         assert set(client.get("/openapi.json").json()["paths"]) == {"/openapi.json", "/ask"}
+
+
+def test_every_route_of_the_server_is_in_its_document() -> None:
+    app = create_app(NoShelf(), Settings())
+    made = openapi.document(app.routes)
+    listed = [route for route in app.routes if getattr(route, "include_in_schema", True)]
+    assert listed
+    assert {route.path for route in listed if "{" not in route.path} <= set(made["paths"])
+    assert sum(map(len, made["paths"].values())) == sum(len(route.methods - {"HEAD"}) for route in listed)
+    ids = [entry["operationId"] for path in made["paths"].values() for entry in path.values()]
+    assert len(set(ids)) == len(ids)
