@@ -6,6 +6,8 @@ Each answers by itself what it refuses, in the shape of the path's API, and pass
 from __future__ import annotations
 
 import hmac
+import sys
+from time import perf_counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -113,6 +115,31 @@ class Keys:
     def _fits(self, word: bytes) -> bool:
         """Whether it is one of the keys; takes as long whichever it is."""
         return sum(hmac.compare_digest(word, key) for key in self._keys) > 0
+
+
+class Told:
+    """With --verbose, a line on stderr for each request once it is answered: who, what, status, seconds."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._wanted = app, settings.verbose
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._wanted:
+            return await self._app(scope, receive, send)
+        start, status = perf_counter(), "gone"
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        finally:
+            client = (scope.get("client") or ("?",))[0]
+            path = scope["path"].encode("unicode_escape").decode()  # no line breaks, no colours
+            print(f"{client} {scope['method']} {path:.200} {status} {perf_counter() - start:.3f} s", file=sys.stderr, flush=True)
 
 
 class Faults:
