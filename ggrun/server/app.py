@@ -16,7 +16,11 @@ from ggrun.server import (
     health,
     messages,
     metrics,
+    models,
     native,
+    native_completion,
+    openai_chat,
+    openai_completions,
     openapi,
     responses,
     slots,
@@ -29,6 +33,10 @@ from ggrun.server.shelf import Shelf
 
 MODULES = (  # each has ROUTES
     health,
+    models,
+    openai_chat,
+    openai_completions,
+    native_completion,
     responses,
     native,
     slots,
