@@ -6,6 +6,7 @@ Each answers by itself what it refuses, in the shape of the path's API, and pass
 from __future__ import annotations
 
 import hmac
+import re
 import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 OPEN_PATHS = frozenset(["/", "/index.html", "/favicon.ico", "/health", "/v1/health"])  # without a key, as llama-server has them
 OPEN_FOLDERS = ("/static/",)
 METHODS = b"GET, POST, DELETE, OPTIONS"
+
+
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([\w.-]+))(?::\d*)?")  # an address in brackets or a name, and perhaps a port
 
 
 class Headers:
@@ -172,10 +176,8 @@ class Faults:
 
 def _name(host: str) -> str | None:
     """The name or address of a Host header, without its port; None for what is none."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]).lower().rstrip(".") if found else None
 
 
 def _is_open(path: str) -> bool:
