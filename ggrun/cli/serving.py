@@ -109,7 +109,7 @@ def server_settings(
 def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Settings) -> list[str]:
     """What is said when a model is ready."""
     plan, pool = engine.plan, engine.status().kv_tokens
-    shape, many = plan.shape, plan.shape.n_seqs > 1
+    shape = plan.shape
     lines = [*engine.notes]
     for room in rooms_of(plan):
         used = plan.ledger.total(room.device)
@@ -117,10 +117,8 @@ def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Setti
             lines.append(f"{room.device}: {human(used)} of {human(room.limit_bytes)}")
     layers = [f"{row.unit}: {row.device}" for row in unit_rows(plan)] if len(plan.segments) > 1 else []
     lines += [", ".join(layers)] if layers else []
-    slots = (
-        f"{shape.n_seqs} slots, which share a pool of {pool} tokens (-np, --kv-tokens)" if many else f"one slot, a pool of {pool} tokens"
-    )
-    lines.append(f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); {slots}")
+    slots = "one slot (-np), which has" if shape.n_seqs == 1 else f"{shape.n_seqs} slots (-np), which share"
+    lines.append(f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); {slots} a pool of {pool} (--kv-tokens)")
     scheme = "https" if own.ssl else "http"
     for sock in sockets:
         address = sock.getsockname()
