@@ -53,7 +53,7 @@ class Engine:
         except BaseException:
             self._executor.close()
             raise
-        self._loop = Loop(self._executor, self.plan.shape, self.spec.n_vocab)
+        self._loop = Loop(self._executor, self.plan.shape, self.spec.n_vocab, options.step_ms / 1e3)
         self._closed = False
 
     @classmethod
@@ -129,7 +129,7 @@ class Engine:
         sequence = Sequence(
             generation,
             sampler,
-            self.tokenizer.decoder(not show_special, strip_space, shown),
+            self.tokenizer.decoder(not show_special, strip_space and constraint is None, shown),  # a constraint counts every space
             StopMatcher(stop),
             ends,
             n_predict,
