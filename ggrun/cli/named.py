@@ -134,7 +134,8 @@ def load(file: Path) -> dict[str, Model]:
     for name, model in models.items():
         for alias in (name, *model.aliases):
             if taken.setdefault(alias, name) != name:
-                raise GgrunError(f"{_at(file, text, name, 'aliases')}: [models.{name}] is called {alias!r}, and so is [models.{taken[alias]}]")
+                where = f"{_at(file, text, name, 'aliases')}: [models.{name}]"
+                raise GgrunError(f"{where} is called {alias!r}, and so is [models.{taken[alias]}]")
     return models
 
 
@@ -172,7 +173,7 @@ class _Table:
             value, kind = values.pop(key), keys[key]
             if key in _ALSO_NUMBERS and type(value) in (int, float):
                 value = str(value)
-            if type(value) is not kind or (kind is list and not all(isinstance(item, str) for item in value)):
+            if type(value) is not kind or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
                 raise GgrunError(f"{self._where(key)} {key} must be {_WORDS[kind]}")
             found[key] = value
         return found

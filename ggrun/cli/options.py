@@ -83,7 +83,8 @@ class PlacementOptions:
         ),
     ] = None
     split_mode: Annotated[
-        str | None, _place("-sm", "--split-mode", metavar="layer|none", env="LLAMA_ARG_SPLIT_MODE", shown="layer", help="none: one GPU only")
+        str | None,
+        _place("-sm", "--split-mode", metavar="layer|none", env="LLAMA_ARG_SPLIT_MODE", shown="layer", help="none: one GPU only"),
     ] = None
     main_gpu: Annotated[
         int | None, _place("-mg", "--main-gpu", metavar="N", env="LLAMA_ARG_MAIN_GPU", shown=0, help="the one -sm none uses")

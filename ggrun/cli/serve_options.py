@@ -29,7 +29,8 @@ class ServedEngineOptions(EngineOptions):
         _slots("--kv-tokens", metavar="N", shown="as -c", help="tokens all slots and the cache hold together; -c is what one may grow to"),
     ] = None
     step_ms: Annotated[
-        float | None, _slots("--step-ms", metavar="MS", shown=120, help="how long a new prompt may hold up running answers at a time; 0: no limit")
+        float | None,
+        _slots("--step-ms", metavar="MS", shown=120, help="how long a new prompt may hold up running answers at a time; 0: no limit"),
     ] = None
 
 

@@ -153,9 +153,11 @@ def _entries(
 
 def under(model: Model, flags: ServedEngineOptions) -> ServedEngineOptions:
     """The flags without what models.toml says of a model itself."""
-    own = {field: None for field, name in _FIELDS.items() if name in model.options}
+    own: dict[str, Any] = {field: None for field, name in _FIELDS.items() if name in model.options}
+    if "load_mode" in own:
+        own |= {"mlock": False, "no_mmap": False}
     own |= {field.name: None for field in fields(flags) if field.name in model.placement}
-    placement = {field.name: None for field in fields(flags.placement) if field.name in model.placement}
+    placement: dict[str, Any] = {field.name: None for field in fields(flags.placement) if field.name in model.placement}
     return replace(flags, **own, placement=replace(flags.placement, **placement))
 
 
@@ -203,7 +205,7 @@ def _entry(
         except DoesNotFit:
             return False
         with planned.file:
-            return len(planned.places) == 1 or not planned.plan.choice or planned.plan.choice.n_gpu_layers > planned.spec.n_layers
+            return len(planned.places) == 1 or not planned.plan.choice or planned.plan.choice.n_gpu_layers > len(planned.spec.layers)
 
     return Entry(name, model.path, load, model.aliases, defaults, fits_beside)
 

@@ -248,8 +248,8 @@ class Shelf:
             book.leaving = False
         model, book.model = book.model, None
         if model:
-            book.state = state
             await asyncio.to_thread(model.engine.close)
+            book.state = state
 
     # ---- sleeping
 
