@@ -19,6 +19,7 @@ from ggrun.cli.serve_options import AnswerOptions, CacheOptions, LimitOptions, L
 from ggrun.engine.gpus import look_again
 from ggrun.engine.loading import Options, embedded_model, plan_model
 from ggrun.errors import GgrunError
+from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.plan.planner import DoesNotFit
 from ggrun.server.app import create_app
 from ggrun.server.listener import bind, serve
@@ -108,8 +109,8 @@ def server_settings(
 def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Settings) -> list[str]:
     """What is said when a model is ready."""
     shape = engine.plan.shape
-    lines = [*engine.notes]
-    lines.append(f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); {shape.n_seqs} slots (-np)")
+    pool = (shape.n_kv_blocks - 1) * KV_BLOCK_TOKENS
+    lines = [f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); the {shape.n_seqs} slots (-np) share {pool} (--kv-tokens)"]
     for sock in sockets:
         address = sock.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -195,7 +196,10 @@ def _entry(
 
         look_again()
         with screen.progress() as progress:
-            return Engine.open(model.path, progress=progress, chat_template=template, **options)
+            opened = Engine.open(model.path, progress=progress, chat_template=template, **options)
+        for note in opened.notes:
+            screen.once(f"{name}: {note}")
+        return opened
 
     def fits_beside() -> bool:
         """Whether it fits now, and all of it on the GPUs, where there are any and it may use them."""

@@ -119,7 +119,7 @@ def test_a_folder_is_no_model(here: Path) -> None:
         ('[models.a]\npath = "x"\nn_gpu_layers = "many"', r"models.toml:3: \[models.a\] n_gpu_layers: .*many"),
         ('[models.a]\npath = "x"\nvram_budget = "6"', r"models.toml:3: \[models.a\] vram_budget: .*is not a size"),
         ('[models.a]\npath = "x"\naliases = "b"', r"models.toml:3: \[models.a\] aliases must be a list of texts"),
-        ('[models.a]\npath = "x"\n[models.b]\npath = "y"\naliases = ["a"]', r"models.toml:5: \[models.b\] is called .a., and so is),
+        ('[models.a]\npath = "x"\n[models.b]\npath = "y"\naliases = ["a"]', r"models.toml:5: \[models.b\] is called .a., and so is"),
     ],
 )
 def test_mistakes_are_named(text: str, said: str, here: Path) -> None:
