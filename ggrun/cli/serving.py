@@ -13,11 +13,14 @@ from ggrun.cli.llama_server import answers_to
 from ggrun.cli.named import Model
 from ggrun.cli.opening import chosen, settings
 from ggrun.cli.options import SamplingOptions
+from ggrun.cli.picture import rooms_of
 from ggrun.cli.prompt import text_of, typed
 from ggrun.cli.screen import Screen
 from ggrun.cli.serve_options import AnswerOptions, CacheOptions, LimitOptions, ListenOptions, RouteOptions, ServedEngineOptions
 from ggrun.engine.loading import Options, embedded_model
 from ggrun.errors import GgrunError
+from ggrun.plan.describe import unit_rows
+from ggrun.plan.ledger import human
 from ggrun.server.app import create_app
 from ggrun.server.listener import bind, serve
 from ggrun.server.settings import Settings
@@ -105,13 +108,24 @@ def server_settings(
 
 def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Settings) -> list[str]:
     """What is said when a model is ready."""
-    shape = engine.plan.shape
+    plan, pool = engine.plan, engine.status().kv_tokens
+    shape = plan.shape
     lines = [*engine.notes]
-    lines.append(f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); {shape.n_seqs} slots (-np)")
+    for room in rooms_of(plan):
+        used = plan.ledger.total(room.device)
+        if used:
+            lines.append(f"{room.device}: {human(used)} of {human(room.limit_bytes)}")
+    layers = [f"{row.unit}: {row.device}" for row in unit_rows(plan)] if len(plan.segments) > 1 else []
+    lines += [", ".join(layers)] if layers else []
+    slots = "one slot (-np), which has" if shape.n_seqs == 1 else f"{shape.n_seqs} slots (-np), which share"
+    lines.append(f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); {slots} a pool of {pool} (--kv-tokens)")
+    scheme = "https" if own.ssl else "http"
     for sock in sockets:
         address = sock.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        lines.append(f"listening at http://{host}:{address[1]}")
+        lines.append(f"listening at {scheme}://{host}:{address[1]}" + (", with a page for a browser there" if own.webui else ""))
+    if own.wide and not own.api_keys:
+        lines.append("warning: other machines can reach this address and nothing keeps them out; --api-key does")
     return lines
 
 
@@ -152,12 +166,14 @@ def _entry(
 
 def _served(engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:
     """The engine's options that only the server sets."""
-    wanted = {
+    wanted: dict[str, Any] = {
         "kv_tokens": engine.kv_tokens or -1,
         "step_ms": engine.step_ms,
         "cram_mib": cache.cache_ram,
         "disk_cache": cache.disk_cache,
     }
+    if engine.n_parallel == -1:  # llama-server's word for its own choice
+        wanted["n_parallel"] = ServedEngineOptions().n_parallel
     known = {field.name for field in fields(Options)}
     return {name: value for name, value in wanted.items() if name in known}
 

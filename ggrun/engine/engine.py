@@ -53,7 +53,7 @@ class Engine:
         except BaseException:
             self._executor.close()
             raise
-        self._loop = Loop(self._executor, self.plan.shape, self.spec.n_vocab)
+        self._loop = Loop(self._executor, self.plan.shape, self.spec.n_vocab, options.step_ms / 1e3)
         self._closed = False
 
     @classmethod

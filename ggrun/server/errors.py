@@ -143,6 +143,8 @@ def told(error: BaseException) -> ApiError:
             return ApiError(400, str(error))
         case TimeoutError():
             return ApiError(504, "the answer took longer than the server allows (--timeout)")
+        case OverflowError():
+            return ApiError(400, "a number in the request is too large")
         case MemoryError():
             return ApiError(500, "the server ran out of memory for this request")
         case _:
