@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ggrun.engine.kv import Block, BlockPool
+from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.sequence import Sequence
 from ggrun.plan.device import KV_BLOCK_TOKENS, Shape
-from ggrun.runtime.executor import Batch, Executor
+from ggrun.runtime.executor import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,13 @@ class Work:
 class Scheduler:
     """Owns the slots, the block tables and the batch's arrays, all allocated once."""
 
-    def __init__(self, shape: Shape, pool: BlockPool, executor: Executor) -> None:
+    def __init__(self, shape: Shape, pool: BlockPool, prefixes: Prefixes) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._shape = shape
         self._pool = pool
-        self._executor = executor
+        self._prefixes = prefixes
+        self.held: list[list[int]] = [[] for _ in range(shape.n_seqs)]  # tokens computed of who was last in each slot
         self._slots = list(range(shape.n_seqs - 1, -1, -1))
         self._tables = np.zeros((shape.n_seqs, -(-shape.n_ctx // KV_BLOCK_TOKENS)), np.int32)
         self._ids, self._positions, self._seqs = (np.zeros(shape.n_ubatch, np.int32) for _ in range(3))
@@ -65,6 +67,7 @@ class Scheduler:
         if sequence.slot >= 0:
             self.running.remove(sequence)
             self._slots.append(sequence.slot)
+            self.held[sequence.slot] = sequence.tokens[: sequence.n_computed]
             sequence.slot = sequence.generation.slot = -1
             sequence.drop_blocks(self._pool)
         else:
@@ -74,17 +77,7 @@ class Scheduler:
         """Point a sequence without blocks at the cached ones its tokens begin with; returns how many tokens need no computing."""
         if not sequence.cache_prompt:
             return 0
-        match = self._pool.match(sequence.tokens)
-        sequence.blocks = match.blocks
-        sequence.n_computed = len(match.blocks) * KV_BLOCK_TOKENS
-        if match.source is not None:
-            self._pool.hold(match.source)
-            block = self._pool.allocate(sequence.blocks[-1] if sequence.blocks else None)
-            if block is not None:
-                self._executor.copy_block(match.source.id, block.id)
-                sequence.blocks.append(block)
-                sequence.n_computed += match.n_copy
-            self._pool.release(match.source)
+        sequence.blocks, sequence.n_computed = self._prefixes.take(sequence.tokens)
         for index, block in enumerate(sequence.blocks):
             self._tables[sequence.slot, index] = block.id
         return sequence.n_computed

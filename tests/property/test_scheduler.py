@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ggrun.engine.generation import Generation
 from ggrun.engine.kv import BlockPool
+from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.scheduler import Scheduler
 from ggrun.engine.sequence import Sequence
 from ggrun.plan.device import KV_BLOCK_TOKENS as N
@@ -60,7 +61,7 @@ ACTION = st.one_of(
 def test_every_token_sees_its_own_past(actions: list, n_seqs: int, n_ubatch: int) -> None:
     shape = Shape(N_CTX, n_seqs, max(n_ubatch, n_seqs), n_seqs, 1, 1 + n_seqs * (N_CTX // N))
     pool, cells = BlockPool(shape.n_kv_blocks), Cells(shape.n_kv_blocks)
-    scheduler = Scheduler(shape, pool, cells)  # type: ignore[arg-type]
+    scheduler = Scheduler(shape, pool, Prefixes(pool, cells))  # type: ignore[arg-type]
     for name, value in [*actions, *[("step", None)] * 60]:
         if name == "submit":
             scheduler.waiting.append(sequence(value))
