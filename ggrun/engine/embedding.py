@@ -72,6 +72,11 @@ class Embedder:
         self._table = np.zeros((1, -(-shape.n_ctx // KV_BLOCK_TOKENS)), np.int32)
         self._token_seconds = 0.0
 
+    @property
+    def holds(self) -> bool:
+        """Whether a text under way has blocks of the pool; it soon gives them back."""
+        return bool(self.queue and self.queue[0].blocks)
+
     def step(self, busy: bool) -> bool:
         """Compute the next chunk, a short one while others are busy; False when there was nothing to do, or no room for it now."""
         while self.queue and self.queue[0].cancelled:
@@ -132,7 +137,9 @@ class Embedder:
         job.n_computed = end
         for index in range(start // KV_BLOCK_TOKENS, end // KV_BLOCK_TOKENS):
             own = job.tokens[index * KV_BLOCK_TOKENS : (index + 1) * KV_BLOCK_TOKENS]
-            self._pool.publish(job.blocks[index], tuple(own))
+            block = job.blocks[index] = self._pool.publish(job.blocks[index], tuple(own))
+            if index + 1 < len(job.blocks):
+                job.blocks[index + 1].parent = block
 
     def _release(self, job: Embedding) -> None:
         for block in reversed(job.blocks):

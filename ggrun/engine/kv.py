@@ -33,7 +33,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Blocks that hold a prompt's beginning (references taken), and a block whose first n_copy cells continue it."""
+    """Blocks that hold what comes next (references taken), and a block whose first n_copy cells continue it."""
 
     blocks: list[Block]
     source: Block | None
@@ -57,10 +57,13 @@ class BlockPool:
         """Blocks nobody references, cached ones included."""
         return len(self._free) + self.n_cached
 
-    def match(self, tokens: Seq[int]) -> Match:
-        """Longest cached prefix of tokens, at most len(tokens) - 1 of them: the last one must be computed for its logits."""
+    def match(self, tokens: Seq[int], held: Seq[Block] = ()) -> Match:
+        """Longest cached prefix of tokens, at most len(tokens) - 1 of them: the last one must be computed for its logits.
+
+        held: full blocks that hold its beginning; only what comes after them is looked for.
+        """
         blocks: list[Block] = []
-        node, limit, at = self._root, len(tokens) - 1, 0
+        node, limit, at = held[-1] if held else self._root, len(tokens) - 1, len(held) * KV_BLOCK_TOKENS
         while True:
             best, n_best = None, 0
             for child in node.children:
@@ -106,13 +109,24 @@ class BlockPool:
         self.n_cached -= block.published and block.refs == 0
         block.refs += 1
 
-    def publish(self, block: Block, tokens: tuple[int, ...]) -> None:
-        """Make a computed block findable. Nothing happens when its parent is not, or when an equal one already is."""
+    def publish(self, block: Block, tokens: tuple[int, ...]) -> Block:
+        """Make a computed block findable; returns the block to use from now on.
+
+        That is another where one already holds the same tokens: the reference moves to it, and this block is given back.
+        """
         parent = block.parent or self._root
-        if block.published or not tokens or not parent.published or any(c.tokens[: len(tokens)] == tokens for c in parent.children):
-            return
+        if block.published or not tokens or not parent.published:
+            return block
+        for twin in parent.children:
+            if twin.tokens == tokens:
+                self.hold(twin)
+                self.release(block)
+                return twin
+        if any(c.tokens[: len(tokens)] == tokens for c in parent.children):
+            return block
         block.tokens, block.published = tokens, True
         parent.children.append(block)
+        return block
 
     def release(self, block: Block) -> None:
         """Give a reference back; an unpublished block is free at once, a published one stays cached until it is evicted."""

@@ -70,6 +70,8 @@ class Options:
         ):
             if not least <= value <= 1 << 30:
                 raise GgrunError(f"{flag} {value} is out of range; it takes {least} or more")
+        if 0 < self.kv_tokens < self.n_ctx:
+            raise GgrunError(f"--kv-tokens {self.kv_tokens} is less than one conversation may grow to, -c {self.n_ctx}")
         for flag, kind in (("-ctk", self.type_k), ("-ctv", self.type_v)):
             if kind not in KV_TYPES:
                 raise GgrunError(f"{flag} {kind} is not supported; the KV cache is kept as {', '.join(KV_TYPES)}")
@@ -147,9 +149,15 @@ def _plan(file: GgufFile, spec: ModelSpec, program: Program, options: Options, w
     pins = options.placement
     if options.executor == "cuda" and pins.n_gpu_layers is None:
         pins = replace(pins, n_gpu_layers=ALL)
+    n_ctx, kv_tokens = options.n_ctx, options.kv_tokens
+    if kv_tokens > 0:
+        n_ctx = n_ctx or min(kv_tokens, spec.n_ctx_train)
+    elif kv_tokens < 0 < n_ctx:
+        kv_tokens = n_ctx
     request = Request(
-        n_ctx=options.n_ctx,
+        n_ctx=n_ctx,
         n_seqs=options.n_parallel,
+        kv_tokens=kv_tokens,
         n_ubatch=max(min(options.n_ubatch, options.n_batch), options.n_parallel),
         n_logits=options.n_logits,
         n_threads=max(_threads(options)[:2]),

@@ -19,6 +19,7 @@ from ggrun.engine.embedding import Embedder, Embedding
 from ggrun.engine.generation import Finished, FinishReason, Generation, TokenEvent
 from ggrun.engine.kv import Block, BlockPool
 from ggrun.engine.kv_file import Origin
+from ggrun.engine.pace import Pace
 from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.sampling import SampledToken, Sampler
 from ggrun.engine.scheduler import Scheduler, Work
@@ -39,23 +40,31 @@ POLL_SECONDS = 0.05  # between two looks whether a caller still wants its embedd
 class Loop:
     """Starts at once; `close` ends it and what runs. The executor stays the caller's to close.
 
-    norm: of the head, for embeddings. tiers: where blocks are kept beside the pool.
+    step_seconds: about how long a step may take that computes prompts beside answers; 0: as long as it takes. norm: of the head, for
+    embeddings. tiers: where blocks are kept beside the pool.
     """
 
     def __init__(
-        self, executor: Executor, shape: Shape, n_vocab: int, norm: Callable[[Rows], Rows] = lambda rows: rows, tiers: Tiers | None = None
+        self,
+        executor: Executor,
+        shape: Shape,
+        n_vocab: int,
+        step_seconds: float = 0,
+        norm: Callable[[Rows], Rows] = lambda rows: rows,
+        tiers: Tiers | None = None,
     ) -> None:
         self._executor, self._shape, self._n_vocab = executor, shape, n_vocab
         self._pool = BlockPool(shape.n_kv_blocks)
         tiers = tiers or Tiers()
         self._prefixes = Prefixes(self._pool, executor, tiers.host, tiers.disk)
-        self._scheduler = Scheduler(shape, self._pool, self._prefixes)
+        self._scheduler = Scheduler(shape, self._pool, self._prefixes, Pace(step_seconds))
         self._embedder = Embedder(executor, shape, self._pool, self._prefixes, norm)
         self._totals = Totals()
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closed = False
         if tiers.disk:
             tiers.disk.on_ready = lambda: self._inbox.put(lambda: None)
+        self._sending = threading.Lock()  # so that nothing is sent after the last message
         self._thread = threading.Thread(target=self._run, name="ggrun-engine", daemon=True)
         self._thread.start()
 
@@ -69,8 +78,8 @@ class Loop:
         """Stop a generation whose `cancelled` is set."""
         if not self._closed:
             self._inbox.put(lambda: None)  # wakes the thread, which looks at the flags
-            if any(s.generation is generation for s in tuple(self._scheduler.running)):
-                self._executor.abort()
+            if generation.state != "done":
+                self._executor.abort()  # those beside it are computed again
 
     def call(self, work: Callable[[], T]) -> T:
         """Do something on the engine's thread, between two batches, and wait for its result; what it raises is raised here."""
@@ -128,11 +137,11 @@ class Loop:
         slots = [SlotStatus(i, "idle", self._shape.n_ctx) for i in range(self._shape.n_seqs)]
         for s in tuple(scheduler.running):
             state: SlotState = "answer" if s.generation.state == "answer" else "prompt"
-            n_tokens, n_computed, n_predicted = len(s.tokens), s.n_computed, s.generation.timings.predicted_n
-            n_prompt = n_tokens if state == "prompt" else n_tokens - n_predicted
-            done = min(n_computed, n_prompt)
+            n_prompt = len(s.generation.prompt_ids) - s.generation.n_cut
+            done = n_prompt if state == "answer" else min(s.n_computed, n_prompt)
             if (slot := s.slot) >= 0:
-                slots[slot] = SlotStatus(slot, state, self._shape.n_ctx, n_tokens, n_prompt, done, n_predicted)
+                n_predicted = s.generation.timings.predicted_n
+                slots[slot] = SlotStatus(slot, state, self._shape.n_ctx, len(s.tokens), n_prompt, done, n_predicted)
         cached = pool.n_cached
         used = pool.n_blocks - pool.n_free
         blocks = (KV_BLOCK_TOKENS * n for n in (pool.n_blocks, used, cached))
@@ -141,15 +150,17 @@ class Loop:
     def close(self) -> None:
         """Cancel what runs and stop the thread."""
         if not self._closed:
-            self._closed = True
-            self._inbox.put(None)
+            with self._sending:
+                self._closed = True
+                self._inbox.put(None)
             self._executor.abort()
             self._thread.join()
 
     def _send(self, message: Callable[[], None]) -> None:
-        if self._closed or not self._thread.is_alive():
-            raise GgrunError("the engine is closed")
-        self._inbox.put(message)
+        with self._sending:
+            if self._closed or not self._thread.is_alive():
+                raise GgrunError("the engine is closed")
+            self._inbox.put(message)
 
     # ---- the engine's thread
 
@@ -157,12 +168,11 @@ class Loop:
         while self._read_inbox():
             self._drop_cancelled()
             busy = self._scheduler.busy
-            self._prefixes.store(busy)
-            self._embedder.step(busy)
-            if not busy:
-                continue
             try:
-                self._step()
+                self._prefixes.store(busy)
+                self._embedder.step(busy)
+                if busy:
+                    self._step()
             except Cancelled:
                 continue  # whoever was cancelled is dropped above; the others' tokens are computed again
             except Exception as error:
@@ -205,8 +215,13 @@ class Loop:
 
     def _step(self) -> None:
         """Compute one batch and hand out what came of it."""
-        batch, work = self._scheduler.next()
         began = perf_counter()
+        batch, work = self._scheduler.next()
+        if not work:
+            if len(self._scheduler.running) == 1 and not self._embedder.holds:  # not even alone it finds a block
+                self._overflow(self._scheduler.running[0])
+            return
+        n_chunks = sum(item.n for item in work if item.sequence.generation.state != "answer")
         for item in work:
             item.sequence.started = item.sequence.started or began
         logits = self._compute(batch, work)
@@ -217,7 +232,9 @@ class Loop:
             except Exception as error:
                 self._fail(item.sequence, error)
         seconds = perf_counter() - began
+        self._scheduler.pace.note(n_chunks, seconds)
         self._totals.n_steps += 1
+        self._totals.n_preempted = self._scheduler.n_preempted
         self._totals.prompt_seconds += seconds * (self._totals.prompt_tokens > n_prompt)
         self._totals.predicted_seconds += seconds * (self._totals.predicted_tokens > n_predicted)
 
@@ -231,17 +248,16 @@ class Loop:
     def _advance(self, item: Work, logits: NDArray[np.float32] | Highest) -> None:
         """Book what a batch computed for a sequence and, when its prompt is through, choose the next token."""
         s, timings = item.sequence, item.sequence.generation.timings
-        s.advance(item.n, self._pool)
-        if not s.prompt_done:
-            timings.prompt_n += item.n
-            self._totals.prompt_tokens += item.n
+        n_new = self._scheduler.advance(item)
+        timings.prompt_n += n_new
+        self._totals.prompt_tokens += n_new
         if item.row < 0:
             return
         if not s.prompt_done:
             s.prompt_done = perf_counter()
             timings.prompt_ms = 1e3 * (s.prompt_done - s.started)
             self._totals.cached_tokens += timings.cache_n
-        s.generation.state = "answer"
+        s.generation.enter("answer")
         if s.n_predict == 0:
             return self._finish(s, "length")
         constraint = s.sampler.constraint
@@ -272,8 +288,7 @@ class Loop:
         """The context is full: end the generation, or make room in the middle and go on."""
         if sequence.on_overflow == "stop":
             return self._finish(sequence, "context_full")
-        sequence.generation.n_shifted += sequence.shift(self._pool)
-        self._scheduler.reuse_prefix(sequence)
+        sequence.generation.n_shifted += self._scheduler.shift(sequence)
 
     def _finish(self, s: Sequence, reason: FinishReason) -> None:
         self._scheduler.remove(s)

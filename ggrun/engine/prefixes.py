@@ -36,63 +36,67 @@ class Prefixes:
         self._began, self._spent = perf_counter(), 0.0
 
     def take(self, tokens: Seq[int], counts: bool = True) -> tuple[list[Block], int]:
-        """Blocks that hold the beginning of tokens, references taken, and how many of these need no computing: all but the last at most.
+        """`extend` and `begin`: blocks that hold the beginning of tokens, and how many of these need no computing."""
+        blocks: list[Block] = []
+        self.extend(tokens, blocks, counts)
+        n_full = len(blocks)
+        return blocks, KV_BLOCK_TOKENS * n_full + self.begin(tokens, blocks)
 
-        The last block may be begun only: then it is the caller's alone, to go on writing. counts: it is a use, which `_used` is told of.
+    def extend(self, tokens: Seq[int], blocks: list[Block], counts: bool = True) -> None:
+        """Add the full blocks that tokens go on with behind the blocks they have, references taken.
+
+        The last token is left to be computed. counts: being found is a use, see `_used`.
         """
-        match = self._pool.match(tokens)
-        blocks, source = list(match.blocks), match.source
+        before = len(blocks)
+        blocks += self._pool.match(tokens, blocks).blocks
+        while self._restore(tokens, blocks, KV_BLOCK_TOKENS):
+            pass
+        if self._host:
+            for index in range(len(blocks) - 1, before - 1, -1):  # what a path begins with is the last of it to go
+                self._host.touch(key_of(blocks[index].parent), blocks[index].tokens)
+        if counts:
+            self._used(blocks[before:])
+
+    def begin(self, tokens: Seq[int], blocks: list[Block]) -> int:
+        """Add a block of the caller's own whose first cells tokens go on with, as far as any has them; returns how many cells."""
+        match = self._pool.match(tokens, blocks)
+        assert not match.blocks, "extend has taken them"
+        source = match.source
         if source is not None:
             self._pool.hold(source)
-        n_begun = self._from_host(tokens, blocks, match.n_copy)
+        n = self._restore(tokens, blocks, match.n_copy + 1)
         if source is not None:
-            if not n_begun and len(blocks) == len(match.blocks):
-                n_begun = self._copied(source, match.n_copy, blocks)
+            block = None if n else self._pool.allocate(blocks[-1] if blocks else None)
+            if block is not None:
+                self._executor.copy_block(source.id, block.id)
+                blocks.append(block)
+                n = match.n_copy
             self._pool.release(source)
-        n_full = len(blocks) - (n_begun > 0)
-        if counts:
-            self._used(blocks[:n_full])
-        return blocks, KV_BLOCK_TOKENS * n_full + n_begun
+        return n
 
-    def _copied(self, source: Block, n_tokens: int, blocks: list[Block]) -> int:
-        block = self._pool.allocate(blocks[-1] if blocks else None)
-        if block is None:
-            return 0
-        self._executor.copy_block(source.id, block.id)
-        blocks.append(block)
-        return n_tokens
-
-    def _from_host(self, tokens: Seq[int], blocks: list[Block], least: int) -> int:
-        """Bring back what continues the blocks; returns the tokens of a begun last one. least: what the pool itself has to offer."""
+    def _restore(self, tokens: Seq[int], blocks: list[Block], least: int) -> int:
+        """Bring the next block back from host memory when it shares at least so many tokens; returns how many it shares."""
         if self._host is None:
             return 0
-        names = []
-        n = KV_BLOCK_TOKENS
-        while n == KV_BLOCK_TOKENS:
-            parent = blocks[-1] if blocks else None
-            key = key_of(parent)
-            found = self._host.find(key, tokens, KV_BLOCK_TOKENS * len(blocks), len(tokens) - 1)
-            if found is None or found[1] <= least:
-                n = 0
-                break
-            held, n = found
-            block = self._pool.allocate(parent)
-            kept = self._host.take(key, held)  # allocating may have pushed it out
-            if block is None or kept is None:
-                if block is not None:
-                    self._pool.release(block)
-                n = 0
-                break
-            data, uses = kept
-            self._executor.write_block(block.id, data)
-            blocks.append(block)
-            names.append((key, held))
-            if n == KV_BLOCK_TOKENS:
-                self._pool.publish(block, held)
-                block.uses = uses
-            least = 0
-        for name in reversed(names):  # what a path begins with is the last of it to go
-            self._host.touch(*name)
+        parent = blocks[-1] if blocks else None
+        key = key_of(parent)
+        found = self._host.find(key, tokens, KV_BLOCK_TOKENS * len(blocks), len(tokens) - 1)
+        if found is None or found[1] < least:
+            return 0
+        held, n = found
+        block = self._pool.allocate(parent)
+        if block is None:
+            return 0
+        kept = self._host.take(key, held)
+        if kept is None:  # allocating has pushed it out
+            self._pool.release(block)
+            return 0
+        data, uses = kept
+        self._executor.write_block(block.id, data)
+        if n == KV_BLOCK_TOKENS:
+            block = self._pool.publish(block, held)
+            block.uses = uses
+        blocks.append(block)
         return n
 
     def _spill(self, block: Block) -> None:
@@ -131,7 +135,7 @@ class Prefixes:
         block = self._pool.allocate(path[-1] if path else None)
         if block is not None:
             self._executor.write_block(block.id, data)
-            self._pool.publish(block, tuple(tokens[at : at + n_tokens]))
+            block = self._pool.publish(block, tuple(tokens[at : at + n_tokens]))
         return block
 
     def read(self, block: Block, into: NDArray[np.uint8]) -> None:

@@ -19,6 +19,8 @@ from ggrun.server import (
     models,
     native,
     native_completion,
+    ollama,
+    ollama_models,
     openai_chat,
     openai_completions,
     openapi,
@@ -42,6 +44,8 @@ MODULES = (  # each has ROUTES
     slots,
     metrics,
     messages,
+    ollama,
+    ollama_models,
     openapi,
 )
 

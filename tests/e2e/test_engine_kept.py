@@ -223,7 +223,7 @@ def test_cancelled_and_closed_while_blocks_are_read(cached: Path, monkeypatch: p
 def saved(tmp_path: Path) -> tuple[Path, list]:
     path = tmp_path / "slot.bin"
     with Engine.open(MODEL, n_ctx=512) as engine:
-        _, events = answer(engine, PROMPT)
+        answer(engine, PROMPT)
         n_tokens, n_bytes = engine.save_slot(0, path)
         assert n_tokens == len(PROMPT) + 3  # the last token was never computed
         assert n_bytes == path.stat().st_size
@@ -287,9 +287,9 @@ def test_other_models_and_types_are_refused(saved: tuple[Path, list], tmp_path: 
     path, want = saved
     with Engine.open(changed(tmp_path), n_ctx=512) as engine, pytest.raises(GgrunError, match="saved with another model"):
         engine.restore_slot(0, path)
-    with Engine.open(MODEL, n_ctx=512, type_k="q8_0") as engine:
-        with pytest.raises(GgrunError, match="keys f16, values f16 and the model is open with keys q8_0, values f16"):
-            engine.restore_slot(0, path)
+    other = "keys f16, values f16 and the model is open with keys q8_0, values f16"
+    with Engine.open(MODEL, n_ctx=512, type_k="q8_0") as engine, pytest.raises(GgrunError, match=other):
+        engine.restore_slot(0, path)
     with Engine.open(MODEL, n_ctx=96) as engine, pytest.raises(GgrunError, match="holds 153 tokens and the context 96"):
         engine.restore_slot(0, path)
     with Engine.open(MODEL, n_ctx=512) as engine:
