@@ -28,7 +28,7 @@ from ggrun.server import (
     slots,
 )
 from ggrun.server.errors import ApiError
-from ggrun.server.guard import Faults, Keys, Origins
+from ggrun.server.guard import Faults, Keys, Origins, Told
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
@@ -62,7 +62,7 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
     counted = [Middleware(metrics.Counted, metrics=shelf.metrics)] if shelf.metrics else []
     app = Starlette(
         routes=[route for module in MODULES for route in module.ROUTES],
-        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Origins, Keys, Faults))],
+        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Told, Origins, Keys, Faults))],
         exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
     )

@@ -83,6 +83,25 @@ _PIECES: Final[Mapping[type, Callable[[int, Any], Part]]] = {
 }
 
 
+def thought_marks(template: ChatTemplate, style: OutputStyle, prompt: str, wanted: bool) -> tuple[str, str, bool] | None:
+    """The marks around the thought that an answer to this prompt may begin with, and whether the prompt has the first; None: no thought.
+
+    wanted: whether a thought that the prompt does not begin is welcome.
+    """
+    reasoning = style.reasoning
+    if reasoning.channels:
+        return (FIRST_CHANNEL, LAST_CHANNEL, False) if wanted else None
+    if reasoning.opened_by(prompt):
+        return reasoning.begin, reasoning.end, True
+    known = reasoning.name == "derived" or all(any(text in source for source in template.sources) for text in reasoning.signature)
+    over = prompt.rstrip().endswith(reasoning.end)
+    return (reasoning.begin, reasoning.end, False) if wanted and known and not over else None
+
+
+FIRST_CHANNEL: Final = "<|channel|>"  # of gpt-oss; its answer itself comes after the other
+LAST_CHANNEL: Final = "<|channel|>final<|message|>"
+
+
 @lru_cache(maxsize=16)
 def style_of(template: ChatTemplate) -> OutputStyle:
     """How a template's model marks thoughts and calls. Renders the template a few times, at its first use."""

@@ -94,6 +94,9 @@ class OneModel:
         self.model = model
         self.settings = Settings()
         self.n_used = 0
+        self.metrics = None
+
+    async def close(self) -> None: ...
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[Any]:

@@ -160,7 +160,7 @@ def test_lines_of_a_prompt() -> None:
     made = lines(Text(0, "Fi", (token,)), Text(0, "", (token,)), Text(0, "ne"), end("length", n_dropped=3), chat=False)
     assert [line["response"] for line in made] == ["Fi", "ne", ""]
     assert "logprobs" not in made[0]
-    assert (made[-1]["done_reason"], made[-1]["n_dropped"]) == ("length", 3)
+    assert (made[-1]["done_reason"], made[-1]["truncated"], made[-1]["dropped_tokens"]) == ("length", True, 3)
     assert joined(made)["response"] == "Fine"
     told = lines(Text(0, "Fi", (token,)), Text(0, "", (token,)), end(), chat=False, logprobs=True)
     log = {"token": "Fi", "logprob": -0.5, "bytes": [70, 105], "top_logprobs": [{"token": "Fo", "logprob": -1.0, "bytes": [70, 111]}]}
