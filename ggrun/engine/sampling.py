@@ -183,8 +183,9 @@ class Sampler:
     """The state of one sequence's sampling: random numbers, the tokens so far, mirostat's running estimate.
 
     Begin with the prompt, then accept every token of the answer, in order. `seed` is the one in use; n_top: how many likeliest tokens
-    are told with each; -1: no logarithms at all, which saves half of the time. constraint: what the answer must look like; only tokens of its mask are candidates, and its `accept` is the
-    caller's to call, for tokens of the answer alone. GgrunError for a logit_bias outside the vocabulary.
+    are told with each; -1: no logarithms at all, which saves half of the time. constraint: what the answer must look like; only tokens
+    of its mask are candidates, and its `accept` is the caller's to call, for tokens of the answer alone. GgrunError for a logit_bias
+    outside the vocabulary.
     """
 
     def __init__(
