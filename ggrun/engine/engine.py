@@ -123,15 +123,16 @@ class Engine:
         on_overflow "shift" drops the older half of what follows the first `keep` tokens when the context is full (keep < 0: the whole
         prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens; shown: of these.
         strip_space: the text answers a chat, so drop the space that SentencePiece vocabularies put before it. n_top: how many likeliest
-        tokens each event tells. constraint: what the answer must look like (for this answer alone; see `constraint_for`); it is "stop"ped
-        as soon as nothing may follow. truncate: of a prompt that does not fit, drop what follows the first `keep` tokens
-        (and the one that begins every text) until half of the rest is free, and count it in Generation.n_cut. cache_prompt False: compute
-        all of the prompt anew. listener: see Generation. Raises ContextExceeded, or GgrunError for ids that cannot be run.
+        tokens each event tells; -1: no log probabilities at all, which is faster. constraint: what the answer must look like (for this
+        answer alone; see `constraint_for`); it is "stop"ped as soon as nothing may follow. truncate: of a prompt that does not fit, drop
+        what follows the first `keep` tokens (and the one that begins every text) until half of the rest is free, and count it in
+        Generation.n_cut. cache_prompt False: compute all of the prompt anew. listener: see Generation. Raises ContextExceeded, or
+        GgrunError for ids that cannot be run.
         """
         ids = self._checked(prompt_ids, fits=on_overflow != "shift" and not truncate)
         sampling = sampling or Sampling()
-        if n_top < 0:
-            raise GgrunError(f"n_top must be at least 0, not {n_top}")
+        if n_top < -1:
+            raise GgrunError(f"n_top must be at least 0, or -1 for no log probabilities, not {n_top}")
         sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer, n_top=n_top, constraint=constraint)
         ends = frozenset() if sampling.ignore_eos else self.tokenizer.end_of_generation
         generation = Generation(ids, sampler.seed, self._loop.cancel, listener)

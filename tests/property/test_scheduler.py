@@ -220,7 +220,7 @@ def test_the_newest_is_preempted_and_goes_on_first() -> None:
 
 
 def test_pace_follows_a_machine_and_forgets_a_stall() -> None:
-    pace = Pace(0.1)
+    pace = Pace(0.1 / 0.95)
     assert 16 <= pace.room(512) <= 512
     for _ in range(10):
         pace.note(0, 0.02)
