@@ -18,6 +18,7 @@ from ggrun.cli.serve_options import AnswerOptions, CacheOptions, LimitOptions, L
 from ggrun.cli.serve_settings import server_settings, words
 from ggrun.engine.gpus import look_again
 from ggrun.engine.loading import Options, embedded_model, plan_model
+from ggrun.engine.tiers import default_disk_cache
 from ggrun.errors import GgrunError
 from ggrun.plan.describe import unit_rows
 from ggrun.plan.ledger import human
@@ -187,7 +188,8 @@ def _served(model: Model, engine: ServedEngineOptions, cache: CacheOptions) -> d
         "kv_tokens": engine.kv_tokens or model.options.get("kv_tokens") or -1,
         "step_ms": STEP_MS if engine.step_ms is None else engine.step_ms,
         "cram_mib": cache.cache_ram,
-        "disk_cache": cache.disk_cache,
+        "disk_cache": default_disk_cache() if cache.disk_cache else None,
+        "disk_cache_mib": cache.disk_cache_mib,
     }
     known = {field.name for field in fields(Options)}
     return {name: value for name, value in wanted.items() if name in known}
