@@ -20,6 +20,10 @@ def server_settings(
         raise GgrunError("--reranking: no reranker is supported yet")
     if routes.pooling in ("none", "rank"):
         raise GgrunError(f"--pooling {routes.pooling} is not supported; embeddings are made by mean, cls or last")
+    if answers.reasoning_format == "deepseek-legacy":
+        raise GgrunError("--reasoning-format deepseek-legacy is not supported; deepseek tells thoughts apart, none leaves them in the text")
+    if answers.reasoning_budget > 0:
+        raise GgrunError(f"--reasoning-budget {answers.reasoning_budget}: thinking is not cut after some tokens; 0 switches it off")
     if not answers.jinja:
         raise GgrunError("--no-jinja: chats always go through a template here; --chat-template names another")
     if not cache.cont_batching:

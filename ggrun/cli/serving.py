@@ -183,7 +183,7 @@ def _entry(
 def _served(model: Model, engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:
     """The engine's options that only the server sets."""
     n_parallel = model.options.get("n_parallel") if engine.n_parallel is None else engine.n_parallel
-    wanted: dict[str, Any] = {
+    return {
         "n_parallel": SLOTS if n_parallel in (None, -1) else n_parallel,  # -1 is llama-server's word for its own choice
         "kv_tokens": engine.kv_tokens or model.options.get("kv_tokens") or -1,
         "step_ms": STEP_MS if engine.step_ms is None else engine.step_ms,
@@ -191,8 +191,6 @@ def _served(model: Model, engine: ServedEngineOptions, cache: CacheOptions) -> d
         "disk_cache": default_disk_cache() if cache.disk_cache else None,
         "disk_cache_mib": cache.disk_cache_mib,
     }
-    known = {field.name for field in fields(Options)}
-    return {name: value for name, value in wanted.items() if name in known}
 
 
 def _template(answers: AnswerOptions) -> str | None:

@@ -27,7 +27,7 @@ class Served:
 
     def __init__(self, *arguments: str | Path, **variables: str) -> None:
         path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH", ""))))
-        command = [sys.executable, "-m", "ggrun", "serve", "--port", "0", *map(str, arguments)]
+        command = [sys.executable, "-m", "ggrun", "serve", "--port", "0", "--no-disk-cache", *map(str, arguments)]
         self._out = os.memfd_create("stderr")
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._out, env=environment(PYTHONPATH=path, **variables)
