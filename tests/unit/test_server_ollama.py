@@ -240,7 +240,7 @@ def test_errors_are_in_ollamas_shape(http: TestClient, script: Script) -> None:
     assert "model" in http.post("/api/chat", json={"messages": HELLO}).json()["error"]
     for path in ("pull", "push", "create", "copy", "delete", "blobs/x"):
         made = http.request("DELETE" if path == "delete" else "POST", f"/api/{path}", json={"model": "x"})
-        assert made.status_code == 501
+        assert made.status_code == 400
         assert f"/api/{path} is not supported" in made.json()["error"]
     script.pieces = [Text(0, "Fi"), RuntimeError("boom")]
     last = json.loads(http.post("/api/chat", json={"model": "toy", "messages": HELLO}).text.splitlines()[-1])
