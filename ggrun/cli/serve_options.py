@@ -21,16 +21,17 @@ class ServedEngineOptions(EngineOptions):
     """As every command's, for several conversations at once."""
 
     n_parallel: Annotated[
-        int,
+        int | None,
         _slots("-np", "--parallel", metavar="N", env="LLAMA_ARG_N_PARALLEL", shown=4, help="slots: answers at the same time; others wait"),
-    ] = 4
+    ] = None
     kv_tokens: Annotated[
         int | None,
         _slots("--kv-tokens", metavar="N", shown="as -c", help="tokens all slots and the cache hold together; -c is what one may grow to"),
     ] = None
     step_ms: Annotated[
-        float, _slots("--step-ms", metavar="MS", shown=120, help="how long a new prompt may hold up running answers at a time; 0: no limit")
-    ] = 120.0
+        float | None,
+        _slots("--step-ms", metavar="MS", shown=120, help="how long a new prompt may hold up running answers at a time; 0: no limit"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +118,14 @@ class CacheOptions:
             "--cache-ram",
             metavar="MIB",
             env="LLAMA_ARG_CACHE_RAM",
-            shown=8192,
-            help="memory for prompts beside the pool; -1: no limit",
+            shown="a quarter of what is free, 8192 at most",
+            help="memory for what leaves the pool; 0: none",
         ),
-    ] = 8192
+    ] = -1
     disk_cache: Annotated[
         bool, _slots("--disk-cache/--no-disk-cache", shown="on", help="keep beginnings that several prompts had for the next start")
     ] = True
+    disk_cache_mib: Annotated[int, _slots("--disk-cache-mib", metavar="MIB", shown=4096, help="disk that those beginnings may take")] = 4096
     slot_save_path: Annotated[
         str | None,
         _slots("--slot-save-path", metavar="FOLDER", env="LLAMA_ARG_SLOT_SAVE_PATH", help="where /slots/N?action=save keeps slots"),

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ggrun.server import (
+    embeddings,
     errors,
     health,
     messages,
@@ -28,7 +29,7 @@ from ggrun.server import (
     slots,
 )
 from ggrun.server.errors import ApiError
-from ggrun.server.guard import Faults, Keys, Origins
+from ggrun.server.guard import Faults, Keys, Origins, Told
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
@@ -38,6 +39,7 @@ MODULES = (  # each has ROUTES
     models,
     openai_chat,
     openai_completions,
+    embeddings,
     native_completion,
     responses,
     native,
@@ -62,7 +64,7 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
     counted = [Middleware(metrics.Counted, metrics=shelf.metrics)] if shelf.metrics else []
     app = Starlette(
         routes=[route for module in MODULES for route in module.ROUTES],
-        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Origins, Keys, Faults))],
+        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Told, Origins, Keys, Faults))],
         exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
     )

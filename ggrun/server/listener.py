@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 BACKLOG = 2048
 MARGIN = 0.5  # seconds of the shutdown kept for writing last events and closing the engine
 KILLED = 130
+STALLED = 300.0  # seconds that what was written may wait for a client to take it
+SPARE_FILES = 256  # of the process itself, beside connections
 
 
 def bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
@@ -71,7 +74,29 @@ def _why(error: OSError, host: str, port: int) -> str:
 
 def serve(app: Starlette, sockets: list[socket.socket], settings: Settings, start: Callable[[], Awaitable[None]]) -> None:
     """Run until SIGTERM or SIGINT. start: awaited beside the server once it listens; what it raises ends the server and is raised here."""
+    _allow_files(settings.max_connections + SPARE_FILES)
+    for sock in sockets:
+        _drop_the_silent(sock, min(settings.timeout or STALLED, STALLED))
     Server(app, settings, start).run_until_done(sockets)
+
+
+def _drop_the_silent(sock: socket.socket, seconds: float) -> None:
+    """Let the system drop the connections accepted here whose client is gone without a word, or reads nothing for so long."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", round(1000 * seconds))):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise this process's own limit on open files, as far as it may be, so that connections do not end at 1024."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Server(uvicorn.Server):
@@ -118,6 +143,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         seconds, lifetime = self._settings.shutdown_timeout, self._app.state.lifetime
         lifetime.stopping.set()
+        if self.server_state.tasks:
+            print(f"stopping; answers under way have {seconds:g} seconds, and Ctrl-C ends them at once", file=sys.stderr, flush=True)
         loop = asyncio.get_running_loop()
         cut = loop.call_later(max(0.0, seconds - MARGIN), lifetime.cut.set)
         self.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # wait_for takes fractions

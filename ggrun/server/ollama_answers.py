@@ -73,7 +73,7 @@ class Lines:
             "eval_count": usage.answer,
             "eval_duration": int(1e6 * timings.get("predicted_ms", 0)),
         }
-        return ending | ({"n_dropped": end.n_dropped} if end.n_dropped else {})
+        return ending | ({"truncated": True, "dropped_tokens": end.n_dropped} if end.n_dropped else {})
 
 
 def joined(lines: Sequence[Line]) -> Line:

@@ -62,39 +62,36 @@ async def act(request: Request) -> Response:
         if not text.isdecimal() or int(text[:9]) >= n_slots:
             raise ApiError(400, f"there is no slot {text:.40}; slots go from 0 to {n_slots - 1}", param="id_slot")
         slot = int(text)
-        path = settings.slot_save_path / _checked(asked.filename) if action != "erase" else settings.slot_save_path
+        path = settings.slot_save_path if action == "erase" else _inside(settings.slot_save_path, asked.filename)
         return json_response({"id_slot": slot} | await asyncio.to_thread(ACTIONS[action], model, slot, path))
 
 
 def _save(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
     start = perf_counter()
-    engine: Any = model.engine
-    n = engine.save_slot(slot, path)
-    return {"filename": path.name, "n_saved": n, "n_written": path.stat().st_size, "timings": {"save_ms": _ms(start)}}
+    n, n_bytes = model.engine.save_slot(slot, path)
+    return {"filename": path.name, "n_saved": n, "n_written": n_bytes, "timings": {"save_ms": _ms(start)}}
 
 
 def _restore(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ApiError(404, f"there is no saved slot {path.name}", param="filename")
     start = perf_counter()
-    engine: Any = model.engine
-    n = engine.restore_slot(slot, path)
-    return {"filename": path.name, "n_restored": n, "n_read": path.stat().st_size, "timings": {"restore_ms": _ms(start)}}
+    n, n_bytes = model.engine.restore_slot(slot, path)
+    return {"filename": path.name, "n_restored": n, "n_read": n_bytes, "timings": {"restore_ms": _ms(start)}}
 
 
 def _erase(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
-    engine: Any = model.engine
-    return {"n_erased": engine.erase_slot(slot)}
+    return {"n_erased": model.engine.erase_slot(slot)}
 
 
 ACTIONS: dict[str, Callable[[OpenModel, int, Path], dict[str, Any]]] = {"save": _save, "restore": _restore, "erase": _erase}
 
 
-def _checked(name: str) -> str:
-    """A file name that stays in the folder, or ApiError 400."""
-    if not NAME.fullmatch(name) or name in (".", ".."):
+def _inside(folder: Path, name: str) -> Path:
+    """A file of that name in the folder itself, or ApiError 400."""
+    if not NAME.fullmatch(name) or name in (".", "..") or (folder / name).is_symlink():
         raise ApiError(400, f"filename {name!r:.80} is no plain file name (letters, digits, spaces and . _ + -)", param="filename")
-    return name
+    return folder / name
 
 
 def _ms(start: float) -> float:

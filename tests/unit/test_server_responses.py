@@ -106,6 +106,7 @@ def test_items_of_one_turn_are_one_message() -> None:
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "time"}}, "tool_choice.name", "time"),
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "tools": [OTHER]}}, "tool_choice.tools", "'other'"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice.type", "mcp"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tool_choice": "sometimes"}, "tool_choice", "sometimes"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "grammar"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "schema"),
@@ -215,7 +216,7 @@ def test_an_answer_that_was_cut_is_incomplete() -> None:
     assert events[-1]["type"] == "response.incomplete"
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert response["output"][0]["status"] == "incomplete"
-    assert response["n_dropped"] == 4
+    assert (response["truncated"], response["dropped_tokens"]) == (True, 4)
 
 
 def test_an_answer_without_a_word_has_an_empty_message() -> None:
