@@ -1,5 +1,6 @@
 #!/bin/sh
-# What a machine with an NVIDIA GPU says of this checkout: the GPU tests, compute-sanitizer, the bench. Under 10 minutes, nothing fetched.
+# What a machine with an NVIDIA GPU says of this checkout: correctness (GPU tests, every oracle file that is there, every cut, a full context, compute-sanitizer),
+# what the card reaches and what ggrun gets from it, where a token's time goes, predictions beside measurements. Under 10 minutes, nothing fetched.
 #
 #   scripts/gpu_check.sh [-o FOLDER] [MODEL.gguf]     writes FOLDER/DEVICE-DATE.md (docs/gpu unless given), to be committed
 #
@@ -12,7 +13,7 @@ while getopts o: option; do
     case $option in o) out=$OPTARG ;; *) exit 2 ;; esac
 done
 shift $((OPTIND - 1))
-model=${1:-}
+model=${1:-} others=
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 find_python() {
@@ -30,12 +31,17 @@ mkdir -p "$out" || exit 1
 slug=$(printf '%s' "$device" | tr -cs 'A-Za-z0-9' '-' | sed 's/^-*//; s/-*$//')
 report=$out/$slug-$(date +%Y-%m-%d).md
 log=$(mktemp) || exit 1
-trap 'rm -f "$log"' EXIT INT TERM
+work=${GGRUN_GPU_WORK:-$(mktemp -d)} || exit 1     # models of random weights: keep the folder to make them once
+mkdir -p "$work"
+trap 'rm -f "$log"; [ -n "${GGRUN_GPU_WORK:-}" ] || rm -rf "$work"' EXIT INT TERM
 summary= failed=0 started=$(date +%s)
 
 # part SECONDS LINES TITLE COMMAND...: run it within its time, and add its last lines to the report
 part() {
     seconds=$1 lines=$2 title=$3; shift 3
+    left=$((started + 590 - $(date +%s)))
+    if [ "$left" -lt 15 ]; then skip "$title" "ten minutes are over"; failed=1; return; fi
+    [ "$seconds" -le "$left" ] || seconds=$left
     printf '== %s\n' "$title" >&2
     begin=$(date +%s)
     timeout -k 10 "$seconds" "$@" >"$log" 2>&1
@@ -57,25 +63,37 @@ skip() { summary="$summary| $1 | not run: $2 | |
 : >"$report.part"
 command -v nvidia-smi >/dev/null 2>&1 && part 20 30 "The card" nvidia-smi
 part 30 30 "What ggrun finds" "$python" -m ggrun doctor
-part 200 40 "GPU tests" "$python" -m pytest -q -rs -p no:cacheprovider tests/gpu
+if [ "$GGRUN_TEST_GPU" = 1 ]; then
+    small= tests="tests/gpu/test_oracle.py tests/gpu/test_hybrid.py tests/gpu/test_executor.py tests/gpu/test_highest.py tests/gpu/test_op_offload.py"
+    part 120 12 "Right: oracle files, every cut, batched and alone, graphs and launches" "$python" -m pytest -q -rs -p no:cacheprovider -m "slow or not slow" $tests
+else
+    small=--small       # the stand-in driver runs kernels on the CPU, thread by thread
+    part 200 12 "GPU tests, a few" "$python" -m pytest -q -rs -p no:cacheprovider tests/gpu/test_executor.py tests/gpu/test_highest.py
+fi
+part 40 30 "What ggrun tune measures" "$python" -m ggrun tune
+bench="$python scripts/gpu_bench.py"
+part 40 12 "What the card reaches" $bench ceilings --kept "$work/ceilings.json" $small
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || :)
-if [ -n "$sanitizer" ]; then
+if [ -n "$sanitizer" ] && [ -z "$small" ]; then
     for tool in memcheck racecheck; do
         part 45 15 "compute-sanitizer $tool" "$sanitizer" --tool "$tool" --error-exitcode 9 \
-            "$python" -m ggrun run -ngl all -n 4 --temp 0 -p "What does len do?"
+            "$python" -m pytest -q -p no:cacheprovider tests/gpu/test_executor.py tests/gpu/test_highest.py
     done
 else
-    skip "compute-sanitizer" "it is not installed"
+    skip "compute-sanitizer" "it is not installed, or this is no GPU"
 fi
-tests="-p 512 -n 128 -r 3"
-[ "$GGRUN_TEST_GPU" = 1 ] || tests="-p 16 -n 2 -r 1"      # the stand-in driver runs kernels on the CPU, thread by thread
-part 50 20 "Bench of the embedded model, on the GPU" "$python" -m ggrun bench -ngl all $tests
-if [ -n "$model" ]; then
-    part 50 60 "Plan of $(basename "$model")" "$python" -m ggrun plan "$model"
-    part 80 20 "Bench of $(basename "$model"), on the GPU" "$python" -m ggrun bench "$model" -ngl all -p 512 -n 128 -d 0,4096 -r 2
-else
-    skip "Bench of a larger model" "none was named"
+if [ -z "$model" ] && [ -z "$small" ]; then
+    part 90 5 "Models of random weights" $bench models "$work"
+    model=$work/llama-3.1-8b-q4_k_m.gguf others="$work/llama-3.1-8b-q8_0.gguf $work/qwen3-0.6b-q8_0.gguf"
 fi
+part 70 14 "Speed of ${model:-the embedded model}" $bench speeds ${model:+"$model"} $small
+part 60 40 "Where the time goes" $bench steps ${model:+"$model"} --kept "$work/ceilings.json" $small
+part 60 6 "A full context" $bench full ${model:+"$model"} $small
+part 90 10 "Predicted and measured" $bench predictions ${model:+"$model"} $small
+part 60 5 "Load and first token" $bench first ${model:+"$model"}
+for other in $others; do
+    part 45 14 "Speed of $(basename "$other")" $bench speeds "$other"
+done
 
 {
     printf '# %s, %s\n\n' "$device" "$(date +%Y-%m-%d)"

@@ -21,13 +21,14 @@ from ggrun.cli.logits import logits
 from ggrun.cli.options import ReaderGone, command
 from ggrun.cli.plan import plan
 from ggrun.cli.run import run
+from ggrun.cli.serve import serve
 from ggrun.cli.show import show
 from ggrun.cli.tokenize import tokenize
 from ggrun.cli.trace import trace
 from ggrun.cli.tune import tune
 from ggrun.errors import GgrunError
 
-COMMANDS = (chat, run, bench, show, plan, doctor, tune, tokenize, logits, trace)
+COMMANDS = (chat, run, serve, bench, show, plan, doctor, tune, tokenize, logits, trace)
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings its own copy of Click in some versions; this one is the one it raises
 
 

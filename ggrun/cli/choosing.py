@@ -20,9 +20,14 @@ FIELD_ALIASES = {"temp": "temperature", "typical": "typical_p", "mirostat_ent": 
 
 def sampling(options: SamplingOptions, named: Mapping[str, Any]) -> Sampling:
     """The flags over what models.toml says over the defaults."""
-    given = {field.name: value for field in fields(options) if (value := getattr(options, field.name)) not in (None, [])}
-    given["ignore_eos"] = options.ignore_eos or bool(named.get("ignore_eos"))
-    return _seeded({**named, **checked(given, "")})
+    return _seeded(given(options, named))
+
+
+def given(options: SamplingOptions, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Sampling that flags or models.toml set; flags win."""
+    values = {field.name: value for field in fields(options) if (value := getattr(options, field.name)) not in (None, [])}
+    values["ignore_eos"] = options.ignore_eos or bool(named.get("ignore_eos"))
+    return {**named, **checked(values, "")}
 
 
 def changed(sampling: Sampling, name: str, text: str) -> Sampling:

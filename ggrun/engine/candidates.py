@@ -102,9 +102,29 @@ class Candidates:
         self._own = True
         self._weights = None
 
+    def allow(self, words: NDArray[np.uint32]) -> None:
+        """Keep the tokens whose bits are set: bit i % 32 of word i / 32 is token i's; tokens past the last word are dropped.
+
+        For all tokens as candidates. GgrunError when none is left that has a usable logit.
+        """
+        bits = np.unpackbits(words.view(np.uint8), count=min(len(self), 32 * len(words)), bitorder="little")
+        ids = np.flatnonzero(bits.view(np.bool_))
+        self.ids, self.logits = ids, self.logits.take(ids)
+        self._own = True
+        self._weights = None
+        if not len(ids) or self.logits.max() == -np.inf:
+            raise GgrunError("the answer cannot follow its grammar or schema: the model can say no token that may come next")
+
     def best(self) -> int:
         """Position of the likeliest."""
         return int(self.logits.argmax())
+
+    def likeliest(self, k: int) -> list[tuple[int, float]]:
+        """Ids and logits of the k likeliest, the likeliest first; leaves the candidates as they are."""
+        few = Candidates(self.logits, self.ids)
+        few.top(k)
+        order = np.argsort(-few.logits, kind="stable")
+        return [(few.id_at(int(i)), float(few.logits[i])) for i in order]
 
     def top(self, k: int) -> None:
         """Keep the k >= 1 likeliest."""

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import Lock
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "context_full", "cancelled"]
+State = Literal["waiting", "prompt", "answer", "done"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One generated token. text may be empty (an unfinished character or a possible stop word is held back); logprob is natural.
 
-    id is None for what was still held back when the generation ended.
+    id is None for what was still held back when the generation ended. top: the likeliest tokens of the model alone, as many as were
+    asked for, (id, logprob) in falling order.
     """
 
     id: int | None
     text: str
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(slots=True)
@@ -63,9 +67,20 @@ class Finished:
 
 
 class Generation:
-    """Iterate for TokenEvents as they come; afterwards the fields hold the whole. Iterating twice yields nothing more."""
+    """Iterate for TokenEvents as they come; afterwards the fields hold the whole. Iterating twice yields nothing more.
 
-    def __init__(self, prompt_ids: list[int], seed: int, cancel: Callable[[Generation], None]) -> None:
+    state: in the queue (again, after it was preempted), its prompt being computed, answering, or done. slot: which it has, -1 for none.
+    n_cut: tokens of the prompt that `truncate` dropped. listener: called after each event, by whichever thread puts it; one that raises
+    is not called again.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: list[int],
+        seed: int,
+        cancel: Callable[[Generation], None],
+        listener: Callable[[Generation], None] | None = None,
+    ) -> None:
         self.prompt_ids = prompt_ids
         self.seed = seed
         self.timings = Timings()
@@ -73,10 +88,15 @@ class Generation:
         self.stop_word: str | None = None
         self.ids: list[int] = []
         self.text = ""
+        self.state: State = "waiting"
+        self.slot = -1
+        self.n_cut = 0
         self.n_shifted = 0  # tokens dropped from the middle of the context because it was full
         self.events: SimpleQueue[TokenEvent | Finished | BaseException] = SimpleQueue()
         self.cancelled = False
         self._cancel = cancel
+        self._listener = listener
+        self._lock = Lock()  # an event comes from the engine's thread, or from one that cancels what still waits
 
     def __iter__(self) -> Iterator[TokenEvent]:
         while self.finish_reason is None:
@@ -100,6 +120,21 @@ class Generation:
         for _ in self:
             pass
         return self
+
+    def put(self, event: TokenEvent | Finished | BaseException) -> bool:
+        """Hand an event to whoever reads; all but a TokenEvent is the last. False when the last one came before it."""
+        with self._lock:
+            if self.state == "done":
+                return False
+            if not isinstance(event, TokenEvent):
+                self.state = "done"
+            self.events.put(event)
+        if self._listener is not None:
+            try:
+                self._listener(self)
+            except Exception:  # its reader is gone
+                self._listener = None
+        return True
 
     def cancel(self) -> None:
         """Stop it, from any thread, within 200 ms; what was generated stays. A finished generation is left alone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 
 from ggrun.plan.device import KV_BLOCK_TOKENS
 
@@ -40,15 +41,17 @@ class BlockPool:
     """All blocks of an arena of n_blocks, block 0 being the null block."""
 
     def __init__(self, n_blocks: int) -> None:
+        self.n_blocks = n_blocks - 1  # that can be had
+        self.n_cached = 0  # published and referenced by nobody
         self._free = [Block(i) for i in range(n_blocks - 1, NULL_BLOCK, -1)]
         self._root = Block(NULL_BLOCK, published=True, refs=1)
         self._clock = 0
-        self._published: set[Block] = set()
+        self._leaves: list[tuple[int, int, Block]] = []  # a heap of what may be evicted by its last use; some entries no longer hold
 
     @property
     def n_free(self) -> int:
         """Blocks nobody references, cached ones included."""
-        return len(self._free) + sum(b.refs == 0 for b in self._published)
+        return len(self._free) + self.n_cached
 
     def match(self, tokens: Seq[int]) -> Match:
         """Longest cached prefix of tokens, at most len(tokens) - 1 of them: the last one must be computed for its logits."""
@@ -62,7 +65,7 @@ class BlockPool:
                     best, n_best = child, n
             if best is None or n_best < KV_BLOCK_TOKENS:
                 return Match(blocks, best, n_best)
-            best.refs += 1
+            self.hold(best)
             blocks.append(best)
             node, at = best, at + KV_BLOCK_TOKENS
 
@@ -75,6 +78,8 @@ class BlockPool:
         return block
 
     def hold(self, block: Block) -> None:
+        """Take one more reference."""
+        self.n_cached -= block.published and block.refs == 0
         block.refs += 1
 
     def publish(self, block: Block, tokens: tuple[int, ...]) -> None:
@@ -84,7 +89,6 @@ class BlockPool:
             return
         block.tokens, block.published = tokens, True
         parent.children.append(block)
-        self._published.add(block)
 
     def release(self, block: Block) -> None:
         """Give a reference back; an unpublished block is free at once, a published one stays cached until it is evicted."""
@@ -92,21 +96,38 @@ class BlockPool:
         block.refs -= 1
         self._clock += 1
         block.used = self._clock
-        if block.refs == 0 and not block.published:
+        if block.refs == 0 and block.published:
+            self.n_cached += 1
+            self._offer(block)
+        elif block.refs == 0:
             self._free.append(block)
+
+    def _offer(self, block: Block) -> None:
+        """Note that a block may be evicted, if it is so."""
+        if _evictable(block):
+            heappush(self._leaves, (block.used, block.id, block))
+            if len(self._leaves) > 4 * self.n_blocks + 64:
+                self._leaves = [entry for entry in self._leaves if _evictable(entry[2]) and entry[0] == entry[2].used]
+                heapify(self._leaves)
 
     def _evict(self) -> bool:
         """Free the least recently used cached block that no sequence and no other block builds on."""
-        leaves = [b for b in self._published if b.refs == 0 and not b.children]
-        if not leaves:
-            return False
-        block = min(leaves, key=lambda b: b.used)
-        assert block.parent is not None
-        block.parent.children.remove(block)
-        block.published = False
-        self._published.remove(block)
-        self._free.append(block)
-        return True
+        while self._leaves:
+            used, _, block = heappop(self._leaves)
+            if used != block.used or not _evictable(block):
+                continue
+            assert block.parent is not None
+            block.parent.children.remove(block)
+            block.published = False
+            self.n_cached -= 1
+            self._free.append(block)
+            self._offer(block.parent)
+            return True
+        return False
+
+
+def _evictable(block: Block) -> bool:
+    return block.published and block.refs == 0 and not block.children
 
 
 def _common(held: tuple[int, ...], tokens: Seq[int], at: int, limit: int) -> int:

@@ -29,7 +29,12 @@ from ggrun.runtime.executor import Executor, Progress
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a model is opened; the names are the flags'. 0 means: choose. n_ctx counts the tokens of all parallel sequences together."""
+    """How a model is opened; the names are the flags'. 0 means: choose.
+
+    kv_tokens: 0: n_ctx counts the tokens of all parallel sequences together, and each gets an equal part; else n_ctx is what one may hold,
+    and kv_tokens what all of them share (-1: as many as n_ctx). step_ms: about how long a step may take while prompts are computed beside
+    answers; 0: as long as a full micro-batch takes.
+    """
 
     n_ctx: int = 0
     n_threads: int = 0
@@ -37,6 +42,8 @@ class Options:
     n_batch: int = 2048
     n_ubatch: int = 512
     n_parallel: int = 1
+    kv_tokens: int = 0
+    step_ms: float = 0
     n_logits: int = 0
     load_mode: str = "auto"
     type_k: str = "f16"
@@ -51,6 +58,8 @@ class Options:
             ("-b", self.n_batch, 1),
             ("-ub", self.n_ubatch, 1),
             ("-np", self.n_parallel, 1),
+            ("--kv-tokens", self.kv_tokens, -1),
+            ("--step-ms", self.step_ms, 0),
         ):
             if not least <= value <= 1 << 30:
                 raise GgrunError(f"{flag} {value} is out of range; it takes {least} or more")

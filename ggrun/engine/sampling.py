@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ggrun.errors import GgrunError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
     from ggrun.engine.candidates import Candidates
+    from ggrun.engine.constraint import Constraint
     from ggrun.text import Tokenizer
 
 # canonical name -> other names, and the letter it has in --sampling-seq
@@ -166,25 +169,41 @@ def _bias(entry: Any) -> tuple[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """logprob: natural logarithm of the token's probability under the model alone, before any setting changed it."""
+    """logprob: natural logarithm of the token's probability under the model alone, before any setting changed it.
+
+    top: the likeliest tokens of the model alone, (id, logprob) in falling order.
+    """
 
     id: int
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
     """The state of one sequence's sampling: random numbers, the tokens so far, mirostat's running estimate.
 
-    Accept every token of the prompt and of the answer, in order. `seed` is the one in use. GgrunError for a logit_bias outside the
-    vocabulary.
+    Begin with the prompt, then accept every token of the answer, in order. `seed` is the one in use; n_top: how many likeliest tokens
+    are told with each. constraint: what the answer must look like; only tokens of its mask are candidates, and its `accept` is the
+    caller's to call, for tokens of the answer alone. GgrunError for a logit_bias outside the vocabulary.
     """
 
-    def __init__(self, sampling: Sampling, n_vocab: int, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        n_vocab: int,
+        tokenizer: Tokenizer | None = None,
+        constraint: Constraint | None = None,
+        n_top: int = 0,
+    ) -> None:
         import numpy as np
 
         from ggrun.engine.dry import Repetition
+        from ggrun.engine.samplers import CHAINS, n_highest
 
         self.sampling = sampling
+        self.constraint = constraint
+        self._steps = CHAINS[sampling.mirostat](sampling)
+        self._n_top = min(n_top, n_vocab)
         self.seed = sampling.seed if sampling.seed >= 0 else secrets.randbits(32)
         self.random = np.random.Generator(np.random.PCG64(self.seed))
         self.mu = 2.0 * sampling.mirostat_tau
@@ -198,6 +217,15 @@ class Sampler:
             bias[id_] = bias.get(id_, 0.0) + value
         self._bias_ids = np.fromiter((id_ for id_ in bias if id_ < n_vocab), np.int64)
         self._bias_values = np.fromiter((value for id_, value in bias.items() if id_ < n_vocab), np.float32)
+        seen = 0 if len(self._bias_ids) or constraint is not None else n_highest(sampling)
+        self.n_highest = max(seen, self._n_top) if seen else 0
+        """How many of the highest logits are all that is looked at, for `sample_highest`; 0: every logit is."""
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Note the tokens that the text begins with."""
+        if self.sampling.looks_for_repetition or self.sampling.penalizes:
+            for id_ in prompt:
+                self.accept(id_)
 
     def accept(self, id: int) -> None:
         """Note that `id` is part of the text."""
@@ -227,18 +255,14 @@ class Sampler:
         if peak == -math.inf:
             raise GgrunError("the model gave no token a usable logit: the file's weights are damaged or not what its metadata says")
         candidates = Candidates(logits)
-        total = candidates.weights()[1]
+        log_total = peak + math.log(candidates.weights()[1])
+        top = Candidates(logits).likeliest(self._n_top) if self._n_top else ()
+        if self.constraint is not None:
+            candidates.allow(self.constraint.mask())
         if len(self._bias_ids):
             candidates.add(self._bias_ids, self._bias_values)
         id_ = self._choose(candidates)
-        return SampledToken(id_, float(logits[id_]) - peak - math.log(total))
-
-    @property
-    def n_highest(self) -> int:
-        """How many of the highest logits are all that is looked at, for `sample_highest`; 0: every logit is."""
-        from ggrun.engine.samplers import n_highest
-
-        return 0 if len(self._bias_ids) else n_highest(self.sampling)
+        return SampledToken(id_, float(logits[id_]) - log_total, _natural(top, log_total))
 
     def sample_highest(self, ids: NDArray[np.int32], logits: NDArray[np.float32], log_total: float) -> SampledToken:
         """What `sample` chooses, from the n_highest highest logits alone. ids: int32 [k], logits: float32 [k], any order, all finite.
@@ -249,13 +273,12 @@ class Sampler:
 
         order = ids.argsort()
         candidates = Candidates(logits[order], ids[order].astype("int64"))
+        top = candidates.likeliest(self._n_top) if self._n_top else ()
         id_ = self._choose(candidates)
-        return SampledToken(id_, float(logits[ids == id_][0]) - log_total)
+        return SampledToken(id_, float(logits[ids == id_][0]) - log_total, _natural(top, log_total))
 
     def _choose(self, candidates: Candidates) -> int:
-        from ggrun.engine.samplers import CHAINS
-
-        for step in CHAINS[self.sampling.mirostat](self.sampling):
+        for step in self._steps:
             step(candidates, self)
         return self._draw(candidates)
 
@@ -266,3 +289,7 @@ class Sampler:
             surprise = -math.log2(float(weights[position]) / total)
             self.mu -= self.sampling.mirostat_eta * (surprise - self.sampling.mirostat_tau)
         return candidates.id_at(position)
+
+
+def _natural(top: Sequence[tuple[int, float]], log_total: float) -> tuple[tuple[int, float], ...]:
+    return tuple((id_, logit - log_total) for id_, logit in top if logit > -math.inf)

@@ -43,6 +43,9 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
+    def submit(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
     def next(self) -> tuple[Batch, list[Work]]:
         """Admit waiting sequences and build the next batch; every running sequence has at least one pending token."""
         while self.waiting and self._slots:
@@ -62,13 +65,15 @@ class Scheduler:
         if sequence.slot >= 0:
             self.running.remove(sequence)
             self._slots.append(sequence.slot)
-            sequence.slot = -1
+            sequence.slot = sequence.generation.slot = -1
             sequence.drop_blocks(self._pool)
         else:
             self.waiting.remove(sequence)
 
     def reuse_prefix(self, sequence: Sequence) -> int:
         """Point a sequence without blocks at the cached ones its tokens begin with; returns how many tokens need no computing."""
+        if not sequence.cache_prompt:
+            return 0
         match = self._pool.match(sequence.tokens)
         sequence.blocks = match.blocks
         sequence.n_computed = len(match.blocks) * KV_BLOCK_TOKENS
@@ -94,7 +99,8 @@ class Scheduler:
         return Batch(self._ids[:n], self._positions[:n], self._seqs[:n], self._tables, self._out[:n])
 
     def _admit(self, sequence: Sequence) -> None:
-        sequence.slot = self._slots.pop()
+        sequence.slot = sequence.generation.slot = self._slots.pop()
+        sequence.generation.state = "prompt"
         sequence.generation.timings.cache_n = self.reuse_prefix(sequence)
         self.running.append(sequence)
 

@@ -29,6 +29,7 @@ class Sequence:
         n_predict: int,
         keep: int,
         on_overflow: Overflow,
+        cache_prompt: bool = True,
     ) -> None:
         self.generation = generation
         self.sampler = sampler
@@ -38,6 +39,7 @@ class Sequence:
         self.n_predict = n_predict
         self.keep = keep
         self.on_overflow = on_overflow
+        self.cache_prompt = cache_prompt
         self.tokens = list(generation.prompt_ids)
         self.n_computed = 0
         self.blocks: list[Block] = []

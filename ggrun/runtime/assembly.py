@@ -56,7 +56,7 @@ def assemble(
         raise
     if len(executors) == 1:
         return executors[0]  # type: ignore[return-value]  # each runs whole programs, too
-    return HybridExecutor(plan.program, plan.stages, executors, plan.prompt_stages, plan.prompt_from)
+    return HybridExecutor(plan.program, plan.segments, plan.stages, executors, plan.prompt_stages, plan.prompt_from)
 
 
 def _reserved(plan: Plan, index: int, device: CudaDevice) -> SegmentExecutor:

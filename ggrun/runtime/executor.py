@@ -67,6 +67,21 @@ class Executor(Protocol):
         """Copy one KV block of every layer (used when sequences that share a prefix part inside a block)."""
         ...
 
+    def read_block(self, block: int, into: NDArray[np.uint8]) -> None:
+        """Every layer's part of a KV block, in the form of `runtime.kv_form`, uint8 [KvForm.n_bytes]; waits for what was asked before."""
+        ...
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Fill a KV block with what `read_block` gave, here or on another device; `data` may change when it returns."""
+        ...
+
+    def run_hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """Store the batch's keys and values and return what the program's head takes, float32 [T, n_embd], valid until the next run.
+
+        The batch wants no rows of logits. Raises Cancelled after abort. See `runtime.hidden`.
+        """
+        ...
+
     def settle(self) -> None:
         """Wait until the weights lie where they stay: what is measured after that is the steady speed."""
         ...
@@ -128,6 +143,14 @@ class SegmentExecutor(Protocol):
         ...
 
     def copy_block(self, source: int, target: int) -> None: ...
+
+    def read_block(self, block: int, into: NDArray[np.uint8]) -> None:
+        """Fill the parts of this segment's layers; the others' stay as they are."""
+        ...
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Take the parts of this segment's layers."""
+        ...
 
     def settle(self) -> None: ...
 

@@ -6,15 +6,19 @@ they read waits for them before it is used again. Knows no device: executors of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.errors import GgrunError
-from ggrun.plan.device import Stage, Take
+from ggrun.plan.device import Segment, Stage, Take
 from ggrun.program.program import Program
 from ggrun.runtime.executor import Batch, Cancelled, Highest, SegmentExecutor
+from ggrun.runtime.hidden import before_head, residual
+
+T = TypeVar("T")
 
 
 class HybridExecutor:
@@ -27,6 +31,7 @@ class HybridExecutor:
     def __init__(
         self,
         program: Program,
+        segments: Sequence[Segment],
         stages: Sequence[Stage],
         executors: Sequence[SegmentExecutor],
         prompt_stages: Sequence[Stage] = (),
@@ -36,6 +41,7 @@ class HybridExecutor:
         self._stages = tuple(stages)
         self._prompt_stages, self._prompt_from = tuple(prompt_stages), prompt_from
         self._executors = list(executors)
+        self._segments = segments
         self._output = next(b.name for b in program.buffers.values() if b.role == "output")
         self._readers: list[set[int]] = [set() for _ in executors]  # who may still be copying from an executor's memory
         self._abort = False
@@ -60,25 +66,45 @@ class HybridExecutor:
         """Like `run`, or the k highest logits of each row when the last stage's device finds them."""
         return self._run(batch, k)
 
+    def run_hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """What the head takes, [T, n_embd], an array of the caller's."""
+        buffer = self._program.buffers[residual(self._program)]
+        rows = np.empty((len(batch.ids), buffer.width), np.float32)
+
+        def fetch(last: SegmentExecutor) -> NDArray[np.float32]:
+            return last.rows(buffer.name, len(rows), rows).view(np.float32)
+
+        return self._through(batch, fetch, lambda stages: before_head(stages, self._segments))
+
     def _run(self, batch: Batch, k: int) -> NDArray[np.float32] | Highest:
+        def fetch(last: SegmentExecutor) -> NDArray[np.float32] | Highest:
+            highest = last.highest(len(batch.out_rows), k) if k else None
+            return last.rows(self._output, len(batch.out_rows)).view(np.float32) if highest is None else highest
+
+        return self._through(batch, fetch)
+
+    def _through(
+        self, batch: Batch, fetch: Callable[[SegmentExecutor], T], cut: Callable[[Sequence[Stage]], Sequence[Stage]] = tuple
+    ) -> T:
+        """Run a batch's stages, or what `cut` leaves of them, and fetch something from the last one's executor."""
         try:
             for executor in self._executors:
                 executor.start(batch)
-            stages = self._stages
+            stages: Sequence[Stage] = self._stages
             if self._prompt_stages and len(batch.ids) >= self._prompt_from:
                 stages = self._prompt_stages
                 for executor in self._executors:
                     executor.stream()
+            stages = cut(stages)
             for stage in stages:
                 self._run_stage(stage, batch)
             last = self._executors[stages[-1].segment]
-            highest = last.highest(len(batch.out_rows), k) if k else None
-            logits = last.rows(self._output, len(batch.out_rows)).view(np.float32) if highest is None else highest
+            result = fetch(last)
             for index, executor in enumerate(self._executors):
                 if executor is not last:
                     self._release(index)
                     executor.fence()
-            return logits
+            return result
         except (Cancelled, GgrunError):  # aborted, or streamed weights that cannot be read
             self._settle_abort()
             raise
@@ -132,6 +158,15 @@ class HybridExecutor:
     def copy_block(self, source: int, target: int) -> None:
         for executor in self._executors:
             executor.copy_block(source, target)
+
+    def read_block(self, block: int, into: NDArray[np.uint8]) -> None:
+        """Each segment fills its layers."""
+        for executor in self._executors:
+            executor.read_block(block, into)
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        for executor in self._executors:
+            executor.write_block(block, data)
 
     def settle(self) -> None:
         for executor in self._executors:

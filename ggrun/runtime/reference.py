@@ -5,7 +5,7 @@ Slow and obvious on purpose. It runs whole programs, knows no plan, and keeps ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -17,6 +17,8 @@ from ggrun.program.kinds import KINDS
 from ggrun.program.program import Op, Program
 from ggrun.program.rope import frequencies
 from ggrun.runtime.executor import Batch, Cancelled
+from ggrun.runtime.kv_cells import decode, encode
+from ggrun.runtime.kv_form import KvForm
 from quant.format import format_by_name
 from quant.reference import dequantize, quantize
 
@@ -60,10 +62,19 @@ class ReferenceExecutor:
 
     def run(self, batch: Batch) -> F32:
         """Logits float32 [R, n_vocab] of the batch; all buffers stay in `values`."""
+        return self._run(batch, self.program.ops)
+
+    def run_hidden(self, batch: Batch) -> F32:
+        """What the head takes, [T, n_embd]."""
+        head = next(index for index, op in enumerate(self.program.ops) if op.kind == "take_rows")
+        self._run(batch, self.program.ops[:head])
+        return cast(F32, self.values[self.program.ops[head].inputs[0]])
+
+    def _run(self, batch: Batch, ops: Sequence[Op]) -> F32:
         self._abort = False
         self.values = {"ids": batch.ids, "positions": batch.positions, "out_rows": batch.out_rows}
         result = ""
-        for op in self.program.ops:
+        for op in ops:
             if self._abort:
                 raise Cancelled
             with np.errstate(over="ignore", invalid="ignore"):
@@ -84,6 +95,22 @@ class ReferenceExecutor:
         for k, v in self.kv.values():
             k[target * n : target * n + n] = k[source * n : source * n + n]
             v[target * n : target * n + n] = v[source * n : source * n + n]
+
+    def read_block(self, block: int, into: NDArray[np.uint8]) -> None:
+        """In the form of `runtime.kv_form`: cells are rounded already, so that quantizing them again gives their bytes."""
+        cells = slice(block * KV_BLOCK_TOKENS, (block + 1) * KV_BLOCK_TOKENS)
+        form = KvForm(self.program.states, self.type_k, self.type_v)
+        for state, part in form.layers(into):
+            for held, kind, views in zip(self.kv[state.name], (self.type_k, self.type_v), form.views(state, part)):
+                encode(kind, held[cells].transpose(1, 0, 2), views)
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """The other way."""
+        cells = slice(block * KV_BLOCK_TOKENS, (block + 1) * KV_BLOCK_TOKENS)
+        form = KvForm(self.program.states, self.type_k, self.type_v)
+        for state, part in form.layers(data):
+            for held, kind, views in zip(self.kv[state.name], (self.type_k, self.type_v), form.views(state, part)):
+                held[cells] = decode(kind, views).transpose(1, 0, 2)
 
     def settle(self) -> None:
         """Weights stay where they are."""

@@ -24,16 +24,21 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One request. Either messages (and tools) for the model's chat template, or prompt_ids.
+    """One request. Either messages (and tools) for the model's chat template, or a prompt that is continued as it is, or prompt_ids.
 
-    tools: OpenAI's function tools. tool_choice: a word, or the name of the function that must be called. template: more variables for
-    the template. sampling: fields of `ggrun.Sampling` the request sets; what it does not set has the model's or the server's default.
-    n_predict: -1 for no limit, None for the default. n_top: likeliest tokens to report beside each (-1: no log probabilities at all).
-    reasoning: whether thinking is told apart from the answer. truncate: drop the prompt's middle rather than refuse it. shift: drop the
-    context's older half when it is full. special: show special tokens, too. prefill: the last message is the assistant's, to be continued.
+    prompt: text, or texts and token ids in a row. suffix: text the answer leads to (fill-in-the-middle); extra: files shown before
+    both, as (name, text). tools: OpenAI's function tools. tool_choice: a word, or the name of the function that must be called.
+    template: more variables for the template. sampling: fields of `ggrun.Sampling` the request sets; what it does not set has the
+    model's or the server's default. n_predict: -1 for no limit, None for the default. n_top: likeliest tokens to report beside each
+    (-1: no log probabilities at all). reasoning: whether thinking is told apart from the answer. truncate: drop the prompt's middle
+    rather than refuse it. shift: drop the context's older half when it is full. special: show special tokens, too. prefill: the last
+    message is the assistant's, to be continued.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
+    prompt: str | Sequence[str | int] | None = None
+    suffix: str | None = None
+    extra: Sequence[tuple[str, str]] = ()
     prompt_ids: Sequence[int] | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: Literal["auto", "none", "required"] | str = "auto"

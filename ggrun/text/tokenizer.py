@@ -76,6 +76,10 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
+    def encode_part(self, text: str) -> list[int]:
+        """The ids of ordinary text in the middle of other text: no special tokens, and no space put before it."""
+        return self._spelling.encode(text) if text else []
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`, without the space that encoding put before it; incomplete characters are U+FFFD."""
         decoder = self.decoder(skip_special, strip_space=True)

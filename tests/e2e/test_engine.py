@@ -192,3 +192,72 @@ def test_closing_while_generating_ends_the_generation() -> None:
     next(iter(g))
     engine.close()
     assert g.wait().finish_reason == "cancelled"
+
+
+def test_the_likeliest_tokens_are_the_models_own(engine: Engine) -> None:
+    """Also where sampling cuts to fewer, and where a bias forbids the likeliest."""
+    logits = engine.forward(PROMPT)[-1].astype(np.float64)
+    natural = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    want = np.argsort(-natural, kind="stable")[:5]
+    for sampling in (GREEDY, Sampling(seed=1, top_k=2), Sampling(seed=1, top_k=0, logit_bias=((int(want[0]), -np.inf),))):
+        (event,) = (e for e in engine.submit(PROMPT, sampling, n_predict=1, n_top=5) if e.id is not None)
+        assert [id_ for id_, _ in event.top] == want.tolist()
+        np.testing.assert_allclose([p for _, p in event.top], natural[want], atol=1e-5)
+        assert event.logprob == pytest.approx(natural[event.id], abs=1e-5)
+    with pytest.raises(GgrunError, match="n_top"):
+        engine.submit(PROMPT, n_top=-1)
+
+
+def test_a_prompt_is_cut_only_when_that_is_asked_for() -> None:
+    with Engine.open(MODEL, n_ctx=128) as engine:
+        with pytest.raises(ContextExceeded) as refused:
+            engine.submit(PROMPT * 3)
+        assert (refused.value.n_prompt, refused.value.n_ctx) == (270, 128)
+        g = engine.submit(PROMPT * 3, GREEDY, n_predict=4, keep=16, truncate=True).wait()
+        assert (g.n_cut, g.n_shifted, len(g.ids)) == (270 - 16 - 56, 0, 4)
+        assert engine.submit(PROMPT, GREEDY, n_predict=4, truncate=True).wait().n_cut == 0
+
+
+def test_a_prompt_can_be_computed_anew(engine: Engine) -> None:
+    first, again = [engine.submit(PROMPT, GREEDY, n_predict=4, cache_prompt=False).wait() for _ in range(2)]
+    assert (again.timings.cache_n, again.timings.prompt_n) == (0, len(PROMPT))
+    assert again.ids == first.ids
+
+
+def test_listeners_are_told_of_every_event(engine: Engine) -> None:
+    told, events = threading.Semaphore(0), []
+
+    def listen(generation: Generation) -> None:
+        events.append(generation.events.get_nowait())
+        told.release()
+        if len(events) == 3:
+            raise RuntimeError("not called again")
+
+    g = engine.submit(PROMPT, GREEDY, n_predict=8, listener=listen)
+    for _ in range(3):
+        assert told.acquire(timeout=10)
+    assert len(g.wait().ids) == 5
+    assert len(events) == 3
+    assert g.state == "done"
+
+
+def test_status_tells_slots_and_totals() -> None:
+    with Engine.open(MODEL, n_ctx=512, n_parallel=2) as engine:
+        assert [slot.state for slot in engine.status().slots] == ["idle", "idle"]
+        g = engine.submit(PROMPT, GREEDY, **ENDLESS)
+        next(iter(g))
+        status = engine.status()
+        assert sorted(slot.state for slot in status.slots) == ["answer", "idle"]
+        slot = status.slots[g.slot]
+        assert (slot.n_ctx, slot.n_prompt, slot.n_prompt_done) == (256, len(PROMPT), len(PROMPT))
+        assert slot.n_tokens == len(PROMPT) + slot.n_predicted
+        assert status.kv_used >= len(PROMPT)
+        g.cancel()
+        g.wait()
+        engine.submit(PROMPT, GREEDY, n_predict=2).wait()
+        status = engine.status()
+        assert status.kv_used == 0
+        assert 0 < status.kv_cached <= status.kv_tokens == 512
+        assert (status.prompt_tokens, status.cached_tokens, status.n_waiting) == (len(PROMPT) + 1, len(PROMPT) - 1, 0)
+        assert status.predicted_tokens > 3
+        assert status.predicted_seconds > 0

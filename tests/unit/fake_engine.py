@@ -44,7 +44,7 @@ class FakeEngine:
         if not ids:
             raise GgrunError("the prompt is empty: there is no token to continue from")
         if len(ids) >= self.n_ctx and options.get("on_overflow") != "shift":
-            raise ContextExceeded(f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}")
+            raise ContextExceeded(len(ids), self.n_ctx)
         self.submitted.append({"ids": ids, "sampling": sampling, **options})
         generation = Generation(ids, sampling.seed, lambda cancelled: None)
         words = self.answers[min(self.given, len(self.answers) - 1)].split()

@@ -191,7 +191,7 @@ def long_talk(n_ctx: int, **settings: object) -> Session:
 
 def test_a_full_context_stops(capsys: pytest.CaptureFixture[str]) -> None:
     made = long_talk(26, on_overflow="stop")
-    assert "error: the context is full: the prompt has 28 tokens and the context holds 26; /clear empties" in capsys.readouterr().err
+    assert "error: the context is full: the prompt has 28 tokens and the context holds 26; shorten it" in capsys.readouterr().err
     assert len(made.conversation.messages) == 7
     made.loop(Typed(["/clear", "fresh start"]))
     assert contents(made) == ["fresh start", "a b c d"]

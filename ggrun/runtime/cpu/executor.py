@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.plan.device import Segment, Shape
 from ggrun.program.program import Program
-from ggrun.runtime.cpu import compile
+from ggrun.runtime.cpu import compile, kv_blocks
 from ggrun.runtime.cpu.bind import Binder, Tensor
 from ggrun.runtime.cpu.cores import n_cores
 from ggrun.runtime.cpu.device import CpuDevice
@@ -19,6 +19,8 @@ from ggrun.runtime.cpu.memory import Memory
 from ggrun.runtime.cpu.residency import Residency
 from ggrun.runtime.cpu.team import Team
 from ggrun.runtime.executor import Batch, Cancelled, Progress
+from ggrun.runtime.hidden import head_step, residual
+from ggrun.runtime.kv_form import KvForm
 
 RULES = (  # what `checks` finds wrong with a batch
     "",
@@ -59,6 +61,7 @@ class CpuExecutor:
         self._segment = segment
         self._shape = shape
         self._tensors = tensors
+        self._form = KvForm(program.states, shape.type_k, shape.type_v)
         kernels, note = compile.load((step.kernel for step in segment.steps), device.tier, progress)
         self.notes: list[str] = [note] if note else []
         cores = n_cores()
@@ -106,6 +109,12 @@ class CpuExecutor:
         self.start(batch)
         self.run_stage(0, len(self._segment.lowered.steps))
         return self.read_buffer(self._output.name, len(batch.out_rows)).view(np.float32)
+
+    def run_hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """What the head takes, [T, n_embd], a view that the next run overwrites."""
+        self.start(batch)
+        self.run_stage(0, head_step(self._segment.lowered.steps))
+        return self.read_buffer(residual(self._program), len(batch.ids)).view(np.float32)
 
     def start(self, batch: Batch) -> None:
         """Check a batch and point the team at it; its arrays must not change until its last stage is done."""
@@ -201,6 +210,23 @@ class CpuExecutor:
         for place in self._segment.kv.values():
             n, at = place.block_bytes, self._kv_at + place.offset
             self._memory.view(at + target * n, n)[:] = self._memory.view(at + source * n, n)
+
+    def read_block(self, block: int, into: NDArray[np.uint8]) -> None:
+        """This segment's layers of a block in the form of `runtime.kv_form`."""
+        for name, layer in self._layers(block):
+            kv_blocks.take(self._form, self._program.states[name], layer, self._form.layer(into, name))
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """The other way."""
+        for name, layer in self._layers(block):
+            kv_blocks.put(self._form, self._program.states[name], self._form.layer(data, name), layer)
+
+    def _layers(self, block: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """Each layer's name and its memory of a block."""
+        assert self._memory is not None, "a block after close"
+        assert 0 <= block < self._shape.n_kv_blocks
+        for name, place in self._segment.kv.items():
+            yield name, self._memory.view(self._kv_at + place.offset + block * place.block_bytes, place.block_bytes)
 
     def settle(self) -> None:
         """Wait until every page is there and the weights lie where they stay: what is measured after that is the steady speed."""

@@ -30,6 +30,8 @@ from ggrun.runtime.cuda.queue import Prepared, Queue
 from ggrun.runtime.cuda.streaming import Read, Streamer
 from ggrun.runtime.cuda.upload import upload
 from ggrun.runtime.executor import Batch, Cancelled, Highest, Progress
+from ggrun.runtime.hidden import head_step, residual
+from ggrun.runtime.kv_form import KvForm
 
 KEPT_LISTS = 32  # launch lists of batch sizes seen last
 
@@ -55,6 +57,7 @@ class CudaExecutor:
         prompt: Sequence[Stage] = (),
     ) -> None:
         self.notes: list[str] = []
+        self._form = KvForm(program.states, shape.type_k, shape.type_v)
         self._program, self._segment, self._shape, self._device = program, segment, shape, device
         self._ranges = list(ranges) if ranges is not None else [(0, len(segment.lowered.steps))]
         self._streamed = {(stage.first, stage.last): stage.stream for stage in prompt}
@@ -234,6 +237,17 @@ class CudaExecutor:
         found = self.highest(len(batch.out_rows), k)
         return self.rows(self._output.name, len(batch.out_rows)).view(np.float32) if found is None else found
 
+    def run_hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """What the head takes, [T, n_embd], an array of the caller's. Launched kernel by kernel: no graph ends there."""
+        self.start(batch)
+        head = head_step(self._segment.steps)
+        for first, last in self._ranges:
+            if first < head:
+                self.run_stage(first, min(last, head))
+        buffer = self._program.buffers[residual(self._program)]
+        rows = np.empty((len(batch.ids), buffer.width), np.float32)
+        return self.rows(buffer.name, len(rows), rows).view(np.float32)
+
     def highest(self, n_rows: int, k: int) -> Highest | None:
         """The k highest logits of each of n_rows rows that the last stage left; None when they have to be looked for among all logits."""
         n_bytes = reduce.out_bytes(n_rows, k)
@@ -311,6 +325,29 @@ class CudaExecutor:
                 place = self._binder.kv_place(state)
                 n, at = place.block_bytes, place.offset
                 self._driver.memcpy_dtod_async(at + target * n, at + source * n, n, self._queue.stream)
+
+    def read_block(self, block: int, into: NDArray[np.uint8]) -> None:
+        """This segment's layers of a block: as they lie, see `runtime.kv_form`."""
+        with self._context.use():
+            for address, part in self._layers(block, into):
+                self._driver.memcpy_dtoh_async(part, address, self._queue.stream)
+            self._wait()
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """The other way."""
+        with self._context.use():
+            for address, part in self._layers(block, data):
+                self._driver.memcpy_htod_async(address, part, self._queue.stream)
+            self._wait()
+
+    def _layers(self, block: int, data: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Each layer's address of a block, and its part of the data."""
+        assert 0 <= block < self._shape.n_kv_blocks
+        for name in self._segment.kv:
+            place = self._binder.kv_place(name)
+            part = self._form.layer(data, name)
+            assert part.nbytes == place.block_bytes, "the GPU's layout is the neutral one"
+            yield place.offset + block * place.block_bytes, part
 
     def seconds(self, first: int, last: int, repeats: int) -> float:
         """Time that steps take on the device for the batch given to `start`, by its own clock, on average; a graph where there is one."""

@@ -1,0 +1,208 @@
+"""From the flags of `ggrun serve` to a running server, and what is said when it starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggrun.cli.choosing import given
+from ggrun.cli.named import Model
+from ggrun.cli.opening import chosen, settings
+from ggrun.cli.options import SamplingOptions
+from ggrun.cli.prompt import text_of, typed
+from ggrun.cli.screen import Screen
+from ggrun.cli.serve_options import AnswerOptions, CacheOptions, LimitOptions, ListenOptions, RouteOptions, ServedEngineOptions
+from ggrun.engine.loading import Options, embedded_model
+from ggrun.errors import GgrunError
+from ggrun.server.app import create_app
+from ggrun.server.listener import bind, serve
+from ggrun.server.settings import Settings
+from ggrun.server.shelf import Defaults, Entry, Shelf
+
+if TYPE_CHECKING:
+    import socket
+
+    from ggrun import Engine
+
+
+def run(
+    model: str | None,
+    engine: ServedEngineOptions,
+    listen: ListenOptions,
+    routes: RouteOptions,
+    cache: CacheOptions,
+    answers: AnswerOptions,
+    limits: LimitOptions,
+    sampling: SamplingOptions,
+) -> None:
+    """Everything `ggrun serve` does. Raises GgrunError for flags that cannot be met, a port in use, a model that cannot be opened."""
+    screen = Screen()
+    own = server_settings(listen, routes, cache, answers, limits)
+    named = chosen(model, engine.model_flag, screen)
+    entry = _entry(named, engine, listen, cache, answers, sampling, screen)
+    shelf = Shelf([entry], own)
+    sockets = bind(own.hosts, own.port)
+
+    async def start() -> None:
+        opened = await shelf.open()
+        for line in greeting(opened.engine, opened.name, sockets, own):
+            screen.note(line)
+
+    serve(create_app(shelf, own), sockets, own, start)
+
+
+def server_settings(
+    listen: ListenOptions, routes: RouteOptions, cache: CacheOptions, answers: AnswerOptions, limits: LimitOptions
+) -> Settings:
+    """The server's settings as the flags say. Raises GgrunError for what cannot be."""
+    if routes.reranking:
+        raise GgrunError("--reranking: no reranker is supported yet")
+    if routes.pooling in ("none", "rank"):
+        raise GgrunError(f"--pooling {routes.pooling} is not supported; embeddings are made by mean, cls or last")
+    if not answers.jinja:
+        raise GgrunError("--no-jinja: chats always go through a template here; --chat-template names another")
+    if not cache.cont_batching:
+        raise GgrunError("--no-cont-batching: running answers always share their steps here; -np 1 answers one request at a time")
+    if not 0 <= listen.port <= 65535:
+        raise GgrunError(f"--port {listen.port} is out of range; ports go from 1 to 65535, and 0 picks one")
+    return Settings(
+        hosts=tuple(words(listen.host)) or ("127.0.0.1",),
+        port=listen.port,
+        api_keys=_keys(listen),
+        allowed_hosts=tuple(word.lower() for word in words(listen.allow_host)),
+        cors_origins=tuple(word.lower().rstrip("/") for word in words(listen.cors_origin)),
+        strict_model=listen.strict_model,
+        metrics=routes.metrics,
+        slots=routes.slots,
+        props=routes.props,
+        webui=routes.webui,
+        embeddings_only=routes.embeddings,
+        pooling=routes.pooling,
+        slot_save_path=_folder("--slot-save-path", cache.slot_save_path),
+        context_shift=cache.context_shift,
+        cache_prompt=cache.cache_prompt,
+        reasoning_format=answers.reasoning_format,
+        reasoning_budget=answers.reasoning_budget,
+        prefill_assistant=answers.prefill_assistant,
+        template=_object("--chat-template-kwargs", answers.chat_template_kwargs),
+        timeout=_seconds("--timeout", limits.timeout),
+        read_timeout=_seconds("--read-timeout", limits.read_timeout),
+        shutdown_timeout=_seconds("--shutdown-timeout", limits.shutdown_timeout),
+        keep_alive=limits.sse_ping_interval if limits.sse_ping_interval > 0 else 1e9,
+        sleep_idle=limits.sleep_idle_seconds,
+        max_body=_count("--max-body", limits.max_body, 1) << 20,
+        max_connections=_count("--max-connections", limits.max_connections, 0),
+        max_queue=_count("--max-queue", limits.max_queue, 0),
+        verbose=limits.verbose,
+    )
+
+
+def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Settings) -> list[str]:
+    """What is said when a model is ready."""
+    shape = engine.plan.shape
+    lines = [*engine.notes]
+    lines.append(f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); {shape.n_seqs} slots (-np)")
+    for sock in sockets:
+        address = sock.getsockname()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        lines.append(f"listening at http://{host}:{address[1]}")
+    return lines
+
+
+def words(texts: list[str] | None) -> list[str]:
+    """The words of comma lists."""
+    return [word.strip() for text in texts or [] for word in text.split(",") if word.strip()]
+
+
+def _entry(
+    named: Model,
+    engine: ServedEngineOptions,
+    listen: ListenOptions,
+    cache: CacheOptions,
+    answers: AnswerOptions,
+    sampling: SamplingOptions,
+    screen: Screen,
+) -> Entry:
+    names = words(listen.alias) or [(named.path or embedded_model()).stem]
+    options = settings(named, engine, screen) | _served(engine, cache)
+    defaults = Defaults(
+        sampling=given(sampling, named.sampling),
+        n_predict=answers.n_predict,
+        keep=answers.keep,
+        system=named.system,
+        stop=tuple(filter(None, (typed(text, answers.escape) for text in answers.reverse_prompt or ()))),
+        special=answers.special,
+    )
+    template = _template(answers)
+
+    def load() -> Engine:
+        from ggrun import Engine
+
+        with screen.progress() as progress:
+            return Engine.open(named.path, progress=progress, chat_template=template, **options)
+
+    return Entry(names[0], named.path, load, tuple(names[1:]), defaults)
+
+
+def _served(engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:
+    """The engine's options that only the server sets."""
+    wanted = {
+        "kv_tokens": engine.kv_tokens or -1,
+        "step_ms": engine.step_ms,
+        "cram_mib": cache.cache_ram,
+        "disk_cache": cache.disk_cache,
+    }
+    known = {field.name for field in fields(Options)}
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def _template(answers: AnswerOptions) -> str | None:
+    if answers.chat_template is not None and answers.chat_template_file is not None:
+        raise GgrunError("the chat template is given twice, by --chat-template and by --chat-template-file; give it once")
+    return answers.chat_template if answers.chat_template_file is None else text_of(answers.chat_template_file)
+
+
+def _keys(listen: ListenOptions) -> tuple[str, ...]:
+    keys = words(listen.api_key)
+    if listen.api_key_file is not None:
+        lines = (line.strip() for line in text_of(listen.api_key_file).splitlines())
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise GgrunError(f"--api-key-file {listen.api_key_file} holds no key; write one a line")
+        keys += found
+    elif listen.api_key and not keys:
+        raise GgrunError("--api-key is empty; without a key, leave it out")
+    return tuple(dict.fromkeys(keys))
+
+
+def _folder(flag: str, name: str | None) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise GgrunError(f"{flag} {name} is no folder")
+    return path.resolve()
+
+
+def _object(flag: str, text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError as error:
+        raise GgrunError(f"{flag} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise GgrunError(f'{flag} must be a JSON object, such as {{"enable_thinking": false}}')
+    return value
+
+
+def _seconds(flag: str, value: float) -> float:
+    if not 0 <= value <= 1e9:
+        raise GgrunError(f"{flag} {value:g} is out of range; it takes seconds, 0 or more")
+    return value
+
+
+def _count(flag: str, value: int, least: int) -> int:
+    if not least <= value <= 1 << 30:
+        raise GgrunError(f"{flag} {value} is out of range; it takes {least} or more")
+    return value

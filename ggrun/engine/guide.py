@@ -1,0 +1,138 @@
+"""Grammars run over a vocabulary, by llguidance: compiled once, masks computed by threads of their own while the model runs.
+
+Knows token bytes and grammars; must not know logits, sampling settings or requests. A grammar comes from a request and is not trusted:
+its size, its compilation and each of its steps are bounded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ggrun.engine.constraint import ConstraintError
+from ggrun.engine.grammars import GRAMMARS, sentence
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ggrun.text import Tokenizer
+
+_KEPT: Final = 16  # compiled grammars
+_WORKERS: Final = 2  # threads that compute masks
+_MARK: Final = b"\xff"  # begins a special token for llguidance; no text contains it
+
+
+class GrammarConstraint:
+    """A `Constraint` that a matcher of llguidance follows. ends: the bits of tokens that end a generation."""
+
+    def __init__(self, matcher: Any, ends: NDArray[np.uint32]) -> None:
+        self.done = False
+        self._matcher = matcher
+        self._ends = ends
+        self._words = np.zeros(len(ends), np.uint32)
+        self._pending: Future[None] = _workers().submit(self._compute)
+
+    def mask(self) -> NDArray[np.uint32]:
+        self._pending.result()
+        return self._words
+
+    def accept(self, id: int) -> None:
+        self._pending.result()
+        if not self._matcher.consume_token(id):
+            raise self._failure(f"token {id} does not follow it")
+        self.done = self._matcher.is_stopped()
+        if self.done:
+            self._words[:] = self._ends
+        else:
+            self._pending = _workers().submit(self._compute)
+
+    def copy(self) -> GrammarConstraint:
+        self._pending.result()
+        return GrammarConstraint(self._matcher.deep_copy(), self._ends)
+
+    def _compute(self) -> None:
+        matcher, words = self._matcher, self._words
+        matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        if matcher.is_error():
+            raise self._failure("it failed")
+        self.done = not (words & ~self._ends).any()
+        if self.done and not matcher.is_accepting():
+            raise ConstraintError("the answer cannot follow its grammar or schema: the vocabulary has no token for what must come next")
+
+    def _failure(self, otherwise: str) -> ConstraintError:
+        return ConstraintError(f"the answer cannot follow its grammar or schema: {sentence(self._matcher.get_error()) or otherwise}")
+
+
+class Guide:
+    """A vocabulary as llguidance needs it, and the grammars compiled for it. Any thread may use it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        import llguidance
+
+        vocabulary = _Vocabulary(tokenizer)
+        self._tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=vocabulary.ends)
+        bits = np.zeros(-(-len(vocabulary.tokens) // 32) * 32, np.uint8)
+        bits[vocabulary.ends] = 1
+        self._ends = np.packbits(bits, bitorder="little").view(np.uint32)
+        self._lock = threading.Lock()
+        self._compiled: OrderedDict[str, Any] = OrderedDict()
+
+    def begin(self, kind: str, value: Any) -> GrammarConstraint:
+        """A constraint at its beginning. ConstraintError for a value that cannot be used."""
+        grammar = GRAMMARS[kind](value)
+        with self._lock:
+            matcher = self._compiled.pop(grammar.text, None)
+            if matcher is None:
+                matcher = grammar.compile(self._tokenizer)
+            self._compiled[grammar.text] = matcher
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+            return GrammarConstraint(matcher.deep_copy(), self._ends)
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer. A vocabulary without an end of generation gets one token more, which no mask shows."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._encode = tokenizer.encode_part
+        ends = sorted(tokenizer.end_of_generation)
+        special = {id_ for id_ in range(tokenizer.n_vocab) if tokenizer.is_special(id_)}.union(ends)
+        texts = map(tokenizer.token_bytes, range(tokenizer.n_vocab))
+        self.tokens = [b"" if text.startswith(_MARK) else text for text in texts]
+        if not ends:
+            ends = [len(self.tokens)]
+            special.add(ends[0])
+            self.tokens.append(b"<end>")
+        self.ends = ends
+        self.special_token_ids = sorted(special)
+        self.eos_token_id = ends[0]
+        self.bos_token_id = tokenizer.bos_id
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return self._encode(text.decode(errors="replace") if isinstance(text, bytes) else text)
+
+
+_guides: WeakKeyDictionary[Tokenizer, Guide] = WeakKeyDictionary()
+_guides_lock = threading.Lock()
+
+
+def guide_for(tokenizer: Tokenizer) -> Guide:
+    """The guide of a tokenizer; made on first use, in under a second at 150,000 tokens, and kept as long as the tokenizer."""
+    with _guides_lock:
+        guide = _guides.get(tokenizer)
+        if guide is None:
+            guide = _guides[tokenizer] = Guide(tokenizer)
+        return guide
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_WORKERS, thread_name_prefix="ggrun-mask")

@@ -1,0 +1,197 @@
+"""What lies between a request and the engine: Tasks in, Pieces out.
+
+Knows models, templates, sampling's fields and the engine's interface; must not know HTTP or the shape of any API's answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ggrun.engine.sampling import Sampling
+from ggrun.errors import GgrunError
+from ggrun.server.choices import Answer, Choice, Plain, Reader
+from ggrun.server.errors import ApiError
+from ggrun.server.logprobs import TokenLogs
+from ggrun.server.rendering import prompt_ids
+from ggrun.server.task import Call, End, Output, Task, Text, Thought, TokenLog
+
+if TYPE_CHECKING:
+    from ggrun.engine.constraint import Constraint
+    from ggrun.server.shelf import OpenModel, Shelf
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task that can be submitted: its prompt fits, its settings are valid."""
+
+    model: OpenModel
+    task: Task
+    ids: list[int]
+    sampling: Sampling
+    n_predict: int
+    constraint: Constraint | None = None
+
+
+@dataclass
+class WholeCall:
+    """A tool call; arguments: its JSON text."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass
+class Whole:
+    """One choice's whole answer. tokens, thought_tokens: their log probabilities, where asked for."""
+
+    text: str = ""
+    thought: str = ""
+    calls: list[WholeCall] = field(default_factory=list)
+    tokens: list[TokenLog] = field(default_factory=list)
+    thought_tokens: list[TokenLog] = field(default_factory=list)
+    end: End | None = None
+
+
+async def ask(shelf: Shelf, name: str | None, *tasks: Task) -> Answer:
+    """Start answering tasks with the model of that name. Choices are numbered through: those of the first task, then the second's.
+
+    Everything wrong with a request is raised here, as ApiError, before anything streams. The model stays in use until the Answer is
+    closed: use `async with`.
+    """
+    async with AsyncExitStack() as stack:
+        model = await stack.enter_async_context(shelf.use(name))
+        prepared = [await prepare(model, task) for task in tasks]
+        kept = stack.pop_all()
+        answer = Answer(model, kept.aclose)
+        try:
+            submit(answer, prepared)
+        except BaseException:
+            await answer.aclose()
+            raise
+        return answer
+
+
+async def prepare(model: OpenModel, task: Task) -> Prepared:
+    """Render, tokenize and check a task. ApiError for what cannot be done."""
+    sampling = sampling_of(model.defaults.sampling, task.sampling)
+    ids = await prompt_ids(model, task)
+    engine = model.engine
+    if not ids:
+        param = "prompt" if task.messages is None else "messages"
+        raise ApiError(400, "the prompt is empty: there is no token to continue from", param=param)
+    if (bad := next((id_ for id_ in ids if not 0 <= id_ < engine.spec.n_vocab), None)) is not None:
+        raise ApiError(400, f"token id {bad} is outside the model's vocabulary of {engine.spec.n_vocab}", param="prompt")
+    if (bad := next((id_ for id_, _ in sampling.logit_bias if id_ >= engine.spec.n_vocab), None)) is not None:
+        raise ApiError(400, f"logit_bias names token {bad}, but the model has {engine.spec.n_vocab} tokens", param="logit_bias")
+    if len(ids) >= engine.n_ctx and not task.truncate:
+        raise too_long(len(ids), engine.n_ctx)
+    n_predict = task.n_predict if task.n_predict is not None else model.defaults.n_predict
+    return Prepared(model, task, ids, sampling, n_predict, await _constraint(model, task.output))
+
+
+def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
+    """Give the engine every choice of every task. ApiError for what it refuses."""
+    for p in prepared:
+        engine, task, seed = p.model.engine, p.task, p.sampling.seed
+        generate = partial(
+            engine.submit,
+            p.ids,
+            n_predict=p.n_predict,
+            stop=task.stop,
+            keep=task.keep,
+            on_overflow="shift" if task.shift else "stop",
+            show_special=task.special,
+            strip_space=task.messages is not None,
+            n_top=max(task.n_top, 0),
+            truncate=task.truncate,
+            cache_prompt=task.cache_prompt,
+        )
+        for i in range(task.n):
+            number = len(answer.choices)
+            sampling = replace(p.sampling, seed=(seed + i) % (1 << 64)) if i and seed >= 0 else p.sampling
+            constraint = p.constraint.copy() if i and p.constraint else p.constraint
+            choice = Choice(number, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special))
+            try:
+                answer.start(choice, partial(generate, sampling=sampling, constraint=constraint))
+            except GgrunError as error:
+                raise ApiError(400, str(error)) from None
+
+
+async def collect(answer: Answer) -> list[Whole]:
+    """Read all of an answer, choice by choice, and close it."""
+    async with answer:
+        wholes = [Whole() for _ in answer.choices]
+        async for piece in answer:
+            _add(wholes[piece.choice], piece)
+    return wholes
+
+
+def sampling_of(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Sampling:
+    """The request's settings over the model's. ApiError names the field that is out of its range."""
+    try:
+        return Sampling(**{**defaults, **given})
+    except GgrunError:
+        for name, value in given.items():
+            try:
+                Sampling(**{name: value})
+            except GgrunError as error:
+                raise ApiError(400, _by_field(str(error), name), param=name) from None
+        raise
+
+
+def too_long(n_prompt: int, n_ctx: int) -> ApiError:
+    """What a prompt gets that leaves no room for an answer."""
+    return ApiError(
+        400,
+        f"the prompt has {n_prompt} tokens and the context holds {n_ctx}; shorten it, start the server with a larger -c, "
+        "or send truncate: true to have its middle left out",
+        type="exceed_context_size_error",
+        code="context_length_exceeded",
+        extra={"n_prompt_tokens": n_prompt, "n_ctx": n_ctx},
+    )
+
+
+def reader_of(prepared: Prepared, number: int) -> Reader:
+    """What takes a choice's text apart."""
+    return Plain(number)
+
+
+async def _constraint(model: OpenModel, output: Output | None) -> Constraint | None:
+    """What holds an answer to a form. ApiError, naming the field, for a form that is wrong or not supported."""
+    if output is None:
+        return None
+    from ggrun.engine.constraint import constraint_for
+
+    try:
+        return await asyncio.to_thread(constraint_for, output.kind, output.value, model.engine.tokenizer)
+    except GgrunError as error:
+        raise ApiError(400, str(error), param=output.param) from None
+
+
+def _add(whole: Whole, piece: Text | Thought | Call | End) -> None:
+    if isinstance(piece, Text):
+        whole.text += piece.text
+        whole.tokens += piece.tokens
+    elif isinstance(piece, Thought):
+        whole.thought += piece.text
+        whole.thought_tokens += piece.tokens
+    elif isinstance(piece, Call):
+        while len(whole.calls) <= piece.index:
+            whole.calls.append(WholeCall("", ""))
+        call = whole.calls[piece.index]
+        call.id, call.name = piece.id or call.id, piece.name or call.name
+        call.arguments += piece.arguments
+    else:
+        whole.end = piece
+
+
+def _by_field(sentence: str, name: str) -> str:
+    """An error of Sampling, which names flags, for someone who wrote a field."""
+    flag, _, rest = sentence.partition(" ")
+    return f"{name} {rest}" if flag.startswith("--") else sentence

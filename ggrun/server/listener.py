@@ -1,0 +1,144 @@
+"""From an application to a running server: sockets, limits on connections, signals, and an end that leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from ggrun.errors import GgrunError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from ggrun.server.settings import Settings
+
+BACKLOG = 2048
+MARGIN = 0.5  # seconds of the shutdown kept for writing last events and closing the engine
+KILLED = 130
+
+
+def bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
+    """A listening socket for each address; port 0 picks one that all share. GgrunError when an address cannot be had."""
+    sockets: list[socket.socket] = []
+    try:
+        for host in hosts:
+            sockets.append(_bound(host, port))
+            port = sockets[0].getsockname()[1]
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    bare = host.strip("[]")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise GgrunError(f"--host {host} is no address of this machine ({error.strerror or error})") from None
+    sock = socket.socket(family, kind)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise GgrunError(_why(error, host, port)) from None
+    return sock
+
+
+def _why(error: OSError, host: str, port: int) -> str:
+    import errno
+
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use by another program; --port takes another, and --port 0 picks one that is free"
+    if error.errno == errno.EACCES:
+        return f"port {port} of {host} needs more rights than this user has; ports from 1024 do not"
+    return f"{host}:{port} cannot be listened at: {error.strerror or error}"
+
+
+def serve(app: Starlette, sockets: list[socket.socket], settings: Settings, start: Callable[[], Awaitable[None]]) -> None:
+    """Run until SIGTERM or SIGINT. start: awaited beside the server once it listens; what it raises ends the server and is raised here."""
+    Server(app, settings, start).run_until_done(sockets)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, with an end of its own: answers are cut in time to say so, and the exit code is ours."""
+
+    def __init__(self, app: Starlette, settings: Settings, start: Callable[[], Awaitable[None]]) -> None:
+        from ggrun.server.connection import protocol
+
+        config = uvicorn.Config(
+            app,
+            http=protocol(settings),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,
+            backlog=BACKLOG,
+        )
+        super().__init__(config)
+        self._app, self._settings, self._start = app, settings, start
+        self._failure: BaseException | None = None
+        self._starting: asyncio.Future[None] | None = None
+
+    def run_until_done(self, sockets: list[socket.socket]) -> None:
+        self.run(sockets)
+        if self._failure:
+            raise self._failure
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._starting = asyncio.ensure_future(self._first())
+
+    async def _first(self) -> None:
+        try:
+            await self._start()
+        except Exception as error:
+            self._failure, self.should_exit = error, True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        seconds, lifetime = self._settings.shutdown_timeout, self._app.state.lifetime
+        lifetime.stopping.set()
+        loop = asyncio.get_running_loop()
+        cut = loop.call_later(max(0.0, seconds - MARGIN), lifetime.cut.set)
+        self.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # wait_for takes fractions
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+            if self._starting:
+                self._starting.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._starting
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first signal ends the server in good order, the second at once. Unlike uvicorn's, it is not raised again afterwards."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            os._exit(KILLED)
+        self.should_exit = True

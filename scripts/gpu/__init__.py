@@ -1,0 +1,1 @@
+"""The parts of scripts/gpu_bench.py: what a GPU can do, and what ggrun gets from it."""
