@@ -11,14 +11,14 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ggrun.server import errors, health, messages, openapi, responses
+from ggrun.server import errors, health, live, messages, openapi, page, responses
 from ggrun.server.errors import ApiError
 from ggrun.server.guard import Faults, Keys, Origins
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
 
-MODULES = (health, responses, messages, openapi)  # each has ROUTES
+MODULES = (health, live, responses, messages, openapi)  # each has ROUTES
 
 
 def create_app(shelf: Shelf, settings: Settings) -> Starlette:
@@ -31,7 +31,7 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
         await shelf.close()
 
     app = Starlette(
-        routes=[route for module in MODULES for route in module.ROUTES],
+        routes=[route for module in (*MODULES, *([page] if settings.webui else [])) for route in module.ROUTES],
         middleware=[Middleware(kind, settings=settings) for kind in (Origins, Keys, Faults)],
         exception_handlers={HTTPException: _refused},
         lifespan=lifespan,

@@ -73,4 +73,4 @@ async def serve(request: Request) -> Response:
     return Response(file.content, headers=file.headers)
 
 
-ROUTES = [Route("/", serve), Route("/index.html", serve), Route("/page/{path:path}", serve)]
+ROUTES = [Route(path, serve, include_in_schema=False) for path in ("/", "/index.html", "/static/{path:path}")]
