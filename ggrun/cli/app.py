@@ -67,6 +67,27 @@ class TextCommand(Command):
         return super().parse_args(ctx, args)
 
 
+class ServeCommand(Command):
+    """A command that also knows llama-server's flags it has not: accepted with a note, or refused by name (`llama_server.FLAGS`)."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        parser: Any = super().make_parser(ctx)
+        match = parser._match_long_opt
+
+        def known(name: str, value: str | None, state: Any) -> None:
+            from ggrun.cli.llama_server import FLAGS, answer
+
+            if name in parser._long_opt or name not in FLAGS:
+                match(name, value, state)
+                return
+            n = FLAGS[name].n_values
+            values = [value] if value is not None else [state.rargs.pop(0) for _ in range(min(n, len(state.rargs)))]
+            print(answer(name, values), file=sys.stderr)
+
+        parser._match_long_opt = known
+        return parser
+
+
 app = typer.Typer(
     name="ggrun",
     cls=Group,
@@ -74,8 +95,9 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
+KINDS: dict[Any, type[Command]] = {tokenize: TextCommand, serve: ServeCommand}
 for function in COMMANDS:
-    app.command(function.__name__, cls=TextCommand if function is tokenize else Command)(command(function))
+    app.command(function.__name__, cls=KINDS.get(function, Command))(command(function))
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from ggrun.cli.devices import ListDevicesFlag
 from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, PromptOptions, SamplingOptions, Switch, flag
+from ggrun.cli.output import OutputOptions
 
 
 def chat(
@@ -15,6 +16,7 @@ def chat(
     engine_options: EngineOptions,
     prompt_options: PromptOptions,
     sampling_options: SamplingOptions,
+    output_options: OutputOptions,
     single_turn: Annotated[bool, flag("-st", "--single-turn", panel="Prompt", help="answer once, then leave")] = False,
     multiline: Annotated[
         bool, flag("-mli", "--multiline-input", panel="Prompt", help="Enter starts a new line and Alt-Enter sends")
@@ -39,6 +41,7 @@ def chat(
     from ggrun.cli.choosing import sampling
     from ggrun.cli.conversation import Conversation
     from ggrun.cli.opening import chosen, opened
+    from ggrun.cli.output import constraint_of, output_of
     from ggrun.cli.prompt import at_terminal, piped, prompt_of, stops_of, system_of, template_of
     from ggrun.cli.reader import PlainReader, Reader, TerminalReader, history_file
     from ggrun.cli.screen import Screen, Writer
@@ -56,10 +59,11 @@ def chat(
     named = chosen(model, engine_options.model_flag, screen)
     system = system_of(prompt_options) or named.system
     stops, template = stops_of(prompt_options), template_of(prompt_options)
-    how = sampling(sampling_options, named.sampling)
+    how, output = sampling(sampling_options, named.sampling), output_of(output_options)
     with opened(named, engine_options, screen, chat_template=template) as engine:
         n_predict = -1 if prompt_options.n_predict is None else prompt_options.n_predict
-        conversation = Conversation(engine, how, system, n_predict, stops, prompt_options.keep)
+        constraint_of(output, engine.tokenizer)  # what cannot be used is told before anything is typed
+        conversation = Conversation(engine, how, system, n_predict, stops, prompt_options.keep, output=output)
         session = Session(conversation, screen, writer, named.label, show_timings=show_timings, json_output=json_output)
         session.set_overflow(on_overflow or ("ask" if interactive else "stop"))
         if interactive:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ggrun.cli.output import Output, constraint_of
 from ggrun.errors import GgrunError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Conversation:
     stop: Sequence[str] = ()
     keep: int = 0
     shift: bool = False  # an answer that fills the context goes on, its oldest tokens forgotten
+    output: Output | None = None  # the form of every answer
     messages: list[Message] = field(default_factory=list)
     again: int = 0  # how often the last answer was asked for again: another seed each time, the same ones every time
     notes: Sequence[str] = ()  # what the model's template could not do, as of the last answer
@@ -50,7 +52,14 @@ class Conversation:
         # a prompt that is too long is never cut in the middle: whole turns are forgotten instead
         on_overflow: Literal["stop", "shift"] = "shift" if self.shift and len(ids) < self.engine.n_ctx else "stop"
         return self.engine.submit(
-            ids, sampling, n_predict=self.n_predict, stop=self.stop, keep=self.keep, on_overflow=on_overflow, strip_space=True
+            ids,
+            sampling,
+            n_predict=self.n_predict,
+            stop=self.stop,
+            keep=self.keep,
+            on_overflow=on_overflow,
+            strip_space=True,
+            constraint=constraint_of(self.output, self.engine.tokenizer),
         )
 
     def answered(self, text: str) -> None:

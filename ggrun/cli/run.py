@@ -6,6 +6,7 @@ import typer
 
 from ggrun.cli.devices import ListDevicesFlag
 from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, PromptOptions, SamplingOptions, flag
+from ggrun.cli.output import OutputOptions
 from ggrun.errors import GgrunError
 
 CHAT_TEMPLATE = "tokenizer.chat_template"
@@ -17,6 +18,7 @@ def run(
     engine_options: EngineOptions,
     prompt_options: PromptOptions,
     sampling_options: SamplingOptions,
+    output_options: OutputOptions,
     conversation: Annotated[
         bool | None,
         flag(
@@ -38,6 +40,7 @@ def run(
     from ggrun.cli.choosing import sampling
     from ggrun.cli.interrupt import interruptible
     from ggrun.cli.opening import chosen, opened
+    from ggrun.cli.output import constraint_of, output_of
     from ggrun.cli.prompt import at_terminal, piped, prompt_of, stops_of, system_of, template_of
     from ggrun.cli.report import report
     from ggrun.cli.screen import Screen, Writer
@@ -51,9 +54,10 @@ def run(
     named = chosen(model, engine_options.model_flag, screen)
     system = system_of(prompt_options) or named.system
     stops, template = stops_of(prompt_options), template_of(prompt_options)
-    how = sampling(sampling_options, named.sampling)
+    how, output = sampling(sampling_options, named.sampling), output_of(output_options)
     n_predict = -1 if prompt_options.n_predict is None else prompt_options.n_predict
     with opened(named, engine_options, screen, chat_template=template) as engine:
+        constraint = constraint_of(output, engine.tokenizer)
         if conversation is None:
             conversation = bool(system or template) or CHAT_TEMPLATE in engine.file.metadata
         if conversation and not prompt.strip():
@@ -66,7 +70,14 @@ def run(
         else:
             ids = engine.tokenizer.encode(prompt, add_special=True, parse_special=True)
         generation = engine.submit(
-            ids, how, n_predict=n_predict, stop=stops, keep=prompt_options.keep, on_overflow=on_overflow, strip_space=conversation
+            ids,
+            how,
+            n_predict=n_predict,
+            stop=stops,
+            keep=prompt_options.keep,
+            on_overflow=on_overflow,
+            strip_space=conversation,
+            constraint=constraint,
         )
         with interruptible(generation.cancel) as interrupted:
             for event in generation:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
-from ggrun.cli.options import EngineOptions, flag
+from ggrun.cli.options import EngineOptions, Switch, flag
 
 _listen = partial(flag, panel="Listening")
 _slots = partial(flag, panel="Slots and cache")
@@ -52,6 +52,12 @@ class ListenOptions:
         str | None,
         _listen("--api-key-file", metavar="FILE", env="LLAMA_ARG_API_KEY_FILE", help="keys, one a line; # begins a comment"),
     ] = None
+    ssl_key_file: Annotated[
+        str | None, _listen("--ssl-key-file", metavar="FILE", env="LLAMA_ARG_SSL_KEY_FILE", help="private key (PEM): serve https")
+    ] = None
+    ssl_cert_file: Annotated[
+        str | None, _listen("--ssl-cert-file", metavar="FILE", env="LLAMA_ARG_SSL_CERT_FILE", help="its certificate (PEM)")
+    ] = None
     cors_origin: Annotated[
         list[str] | None,
         _listen(
@@ -81,7 +87,8 @@ class RouteOptions:
     props: Annotated[bool, _routes("--props", env="LLAMA_ARG_ENDPOINT_PROPS", help="POST /props changes defaults")] = False
     webui: Annotated[bool, _routes("--webui/--no-webui", "--ui/--no-ui", env="LLAMA_ARG_UI", shown="on", help="the page at /")] = True
     embeddings: Annotated[
-        bool, _routes("--embeddings", "--embedding", env="LLAMA_ARG_EMBEDDINGS", help="only embeddings; without it they work, too")
+        bool,
+        _routes("--embeddings", "--embedding", env="LLAMA_ARG_EMBEDDINGS", help="accepted; embeddings always work, and so does the rest"),
     ] = False
     reranking: Annotated[bool, _routes("--reranking", "--rerank", env="LLAMA_ARG_RERANKING", help="not supported yet, and says so")] = False
     pooling: Annotated[
@@ -176,6 +183,16 @@ class AnswerOptions:
             "--reasoning-format", env="LLAMA_ARG_THINK", shown="auto", help="auto, deepseek: into reasoning_content; none: left in the text"
         ),
     ] = "auto"
+    reasoning: Annotated[
+        Switch,
+        _answers("-rea", "--reasoning", env="LLAMA_ARG_REASONING", shown="auto", help="thinking: on, off, or as the template has it"),
+    ] = "auto"
+    reasoning_effort: Annotated[
+        str | None,
+        _answers(
+            "--reasoning-effort", metavar="LEVEL", env="LLAMA_ARG_REASONING_EFFORT", help="low, medium, high ...: told to the template"
+        ),
+    ] = None
     reasoning_budget: Annotated[
         int, _answers("--reasoning-budget", metavar="N", env="LLAMA_ARG_THINK_BUDGET", shown="-1: no limit", help="0: no thinking")
     ] = -1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggrun.cli.choosing import given
+from ggrun.cli.llama_server import answers_to
 from ggrun.cli.named import Model
 from ggrun.cli.opening import chosen, settings
 from ggrun.cli.options import SamplingOptions
@@ -39,6 +41,8 @@ def run(
 ) -> None:
     """Everything `ggrun serve` does. Raises GgrunError for flags that cannot be met, a port in use, a model that cannot be opened."""
     screen = Screen()
+    for note in answers_to(os.environ):
+        screen.note(note)
     own = server_settings(listen, routes, cache, answers, limits)
     named = chosen(model, engine.model_flag, screen)
     entry = _entry(named, engine, listen, cache, answers, sampling, screen)
@@ -71,6 +75,7 @@ def server_settings(
         hosts=tuple(words(listen.host)) or ("127.0.0.1",),
         port=listen.port,
         api_keys=_keys(listen),
+        ssl=_ssl(listen),
         allowed_hosts=tuple(word.lower() for word in words(listen.allow_host)),
         cors_origins=tuple(word.lower().rstrip("/") for word in words(listen.cors_origin)),
         strict_model=listen.strict_model,
@@ -78,15 +83,14 @@ def server_settings(
         slots=routes.slots,
         props=routes.props,
         webui=routes.webui,
-        embeddings_only=routes.embeddings,
         pooling=routes.pooling,
         slot_save_path=_folder("--slot-save-path", cache.slot_save_path),
         context_shift=cache.context_shift,
         cache_prompt=cache.cache_prompt,
         reasoning_format=answers.reasoning_format,
-        reasoning_budget=answers.reasoning_budget,
+        reasoning_budget=0 if answers.reasoning == "off" else answers.reasoning_budget,
         prefill_assistant=answers.prefill_assistant,
-        template=_object("--chat-template-kwargs", answers.chat_template_kwargs),
+        template=_template_variables(answers),
         timeout=_seconds("--timeout", limits.timeout),
         read_timeout=_seconds("--read-timeout", limits.read_timeout),
         shutdown_timeout=_seconds("--shutdown-timeout", limits.shutdown_timeout),
@@ -156,6 +160,32 @@ def _served(engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:
     }
     known = {field.name for field in fields(Options)}
     return {name: value for name, value in wanted.items() if name in known}
+
+
+def _template_variables(answers: AnswerOptions) -> dict[str, Any]:
+    """What -rea, --reasoning-effort and --chat-template-kwargs tell every chat template; the last wins."""
+    variables: dict[str, Any] = {}
+    if answers.reasoning != "auto":
+        variables["enable_thinking"] = answers.reasoning == "on"
+    if answers.reasoning_effort not in (None, "default"):
+        variables["reasoning_effort"] = answers.reasoning_effort
+    return variables | _object("--chat-template-kwargs", answers.chat_template_kwargs)
+
+
+def _ssl(listen: ListenOptions) -> tuple[Path, Path] | None:
+    """Key and certificate, looked at here so that a wrong one is a sentence."""
+    if listen.ssl_key_file is None and listen.ssl_cert_file is None:
+        return None
+    if listen.ssl_key_file is None or listen.ssl_cert_file is None:
+        raise GgrunError("https needs both --ssl-key-file and --ssl-cert-file")
+    import ssl
+
+    key, certificate = Path(listen.ssl_key_file).expanduser(), Path(listen.ssl_cert_file).expanduser()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # SSLError is one
+        raise GgrunError(f"--ssl-key-file {key} and --ssl-cert-file {certificate} cannot be used: {error.strerror or error}") from None
+    return key, certificate
 
 
 def _template(answers: AnswerOptions) -> str | None:

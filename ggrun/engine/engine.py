@@ -5,7 +5,7 @@ What runs on callers' threads; sequences, KV blocks and the executor belong to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +97,7 @@ class Engine:
         keep: int = 0,
         on_overflow: Overflow = "stop",
         show_special: bool = False,
+        shown: Container[int] = (),
         strip_space: bool = False,
         n_top: int = 0,
         constraint: Constraint | None = None,
@@ -107,10 +108,10 @@ class Engine:
         """Continue token ids: up to n_predict tokens (-1: until the model ends or the context is full).
 
         on_overflow "shift" drops the older half of what follows the first `keep` tokens when the context is full (keep < 0: the whole
-        prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens. strip_space: the text answers a
-        chat, so drop the space that SentencePiece vocabularies put before it. n_top: how many likeliest tokens each event tells.
-        constraint: what the answer must look like (for this answer alone; see `constraint_for`); it is "stop"ped as soon as nothing may
-        follow. truncate: of a prompt that does not fit, drop what follows the first `keep` tokens
+        prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens; shown: of these.
+        strip_space: the text answers a chat, so drop the space that SentencePiece vocabularies put before it. n_top: how many likeliest
+        tokens each event tells. constraint: what the answer must look like (for this answer alone; see `constraint_for`); it is "stop"ped
+        as soon as nothing may follow. truncate: of a prompt that does not fit, drop what follows the first `keep` tokens
         (and the one that begins every text) until half of the rest is free, and count it in Generation.n_cut. cache_prompt False: compute
         all of the prompt anew. listener: see Generation. Raises ContextExceeded, or GgrunError for ids that cannot be run.
         """
@@ -128,7 +129,7 @@ class Engine:
         sequence = Sequence(
             generation,
             sampler,
-            self.tokenizer.decoder(not show_special, strip_space),
+            self.tokenizer.decoder(not show_special, strip_space, shown),
             StopMatcher(stop),
             ends,
             n_predict,

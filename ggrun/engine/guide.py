@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from ggrun.text import Tokenizer
 
 _KEPT: Final = 16  # compiled grammars
-_WORKERS: Final = 2  # threads that compute masks
+_WORKERS: Final = 2  # threads that compute masks, and as many that compile
+_SECONDS: Final = 5  # that a compilation or a mask may take; mostly they take a thousandth of one
 _MARK: Final = b"\xff"  # begins a special token for llguidance; no text contains it
 
 
@@ -39,7 +42,10 @@ class GrammarConstraint:
         self._pending: Future[None] = _workers().submit(self._compute)
 
     def mask(self) -> NDArray[np.uint32]:
-        self._pending.result()
+        try:
+            self._pending.result(_SECONDS)
+        except TimeoutError:
+            raise self._failure(f"one step of it took more than {_SECONDS} seconds") from None
         return self._words
 
     def accept(self, id: int) -> None:
@@ -87,13 +93,42 @@ class Guide:
         """A constraint at its beginning. ConstraintError for a value that cannot be used."""
         grammar = GRAMMARS[kind](value)
         with self._lock:
-            matcher = self._compiled.pop(grammar.text, None)
-            if matcher is None:
-                matcher = grammar.compile(self._tokenizer)
-            self._compiled[grammar.text] = matcher
-            if len(self._compiled) > _KEPT:
-                self._compiled.popitem(last=False)
+            matcher = self._compiled.get(grammar.text)
+            if matcher is not None:
+                self._compiled.move_to_end(grammar.text)
+        if matcher is None:
+            matcher = _in_time(lambda: grammar.compile(self._tokenizer), grammar.noun)
+            with self._lock:
+                self._compiled[grammar.text] = matcher
+                if len(self._compiled) > _KEPT:
+                    self._compiled.popitem(last=False)
+        with self._lock:
             return GrammarConstraint(matcher.deep_copy(), self._ends)
+
+
+def _in_time(compile: Callable[[], Any], noun: str) -> Any:
+    """What `compile` returns. ConstraintError when it takes too long; what it began goes on unseen, since nothing can stop it."""
+    result: SimpleQueue[Any] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            result.put(compile())
+        except BaseException as error:
+            result.put(error)
+        finally:
+            _compiling.release()
+
+    late = ConstraintError(f"the {noun} is too complex: it could not be made ready in {_SECONDS} seconds")
+    if not _compiling.acquire(timeout=_SECONDS):
+        raise late
+    threading.Thread(target=run, name="ggrun-grammar", daemon=True).start()
+    try:
+        made = result.get(timeout=_SECONDS)
+    except Empty:
+        raise late from None
+    if isinstance(made, BaseException):
+        raise made
+    return made
 
 
 class _Vocabulary:
@@ -122,6 +157,9 @@ class _Vocabulary:
 
 _guides: WeakKeyDictionary[Tokenizer, Guide] = WeakKeyDictionary()
 _guides_lock = threading.Lock()
+
+
+_compiling = threading.BoundedSemaphore(_WORKERS)
 
 
 def guide_for(tokenizer: Tokenizer) -> Guide:

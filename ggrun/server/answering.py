@@ -18,11 +18,14 @@ from ggrun.server.choices import Answer, Choice, Plain, Reader
 from ggrun.server.errors import ApiError
 from ggrun.server.logprobs import TokenLogs
 from ggrun.server.rendering import prompt_ids
-from ggrun.server.task import Call, End, Output, Task, Text, Thought, TokenLog
+from ggrun.server.settings import Settings
+from ggrun.server.task import Call, End, Output, Piece, Task, Text, Thought, TokenLog
+from ggrun.server.thinking import thinking
 
 if TYPE_CHECKING:
     from ggrun.engine.constraint import Constraint
-    from ggrun.server.shelf import OpenModel, Shelf
+    from ggrun.server.shelf import Defaults, OpenModel, Shelf
+    from ggrun.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ class WholeCall:
 
 @dataclass
 class Whole:
-    """One choice's whole answer. tokens, thought_tokens: their log probabilities, where asked for."""
+    """One choice's whole answer. calls: by their index. tokens, thought_tokens: their log probabilities, where asked for."""
 
     text: str = ""
     thought: str = ""
-    calls: list[WholeCall] = field(default_factory=list)
+    calls: dict[int, WholeCall] = field(default_factory=dict)
     tokens: list[TokenLog] = field(default_factory=list)
     thought_tokens: list[TokenLog] = field(default_factory=list)
     end: End | None = None
@@ -66,33 +69,53 @@ async def ask(shelf: Shelf, name: str | None, *tasks: Task) -> Answer:
     """
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(shelf.use(name))
-        prepared = [await prepare(model, task) for task in tasks]
-        kept = stack.pop_all()
-        answer = Answer(model, kept.aclose)
-        try:
-            submit(answer, prepared)
-        except BaseException:
-            await answer.aclose()
-            raise
-        return answer
+        prepared = [await prepare(model, task, shelf.settings) for task in tasks]
+        answer = Answer(model, stack.pop_all().aclose)
+    try:
+        submit(answer, prepared)
+    except BaseException:
+        await answer.aclose()
+        raise
+    return answer
 
 
-async def prepare(model: OpenModel, task: Task) -> Prepared:
-    """Render, tokenize and check a task. ApiError for what cannot be done."""
-    sampling = sampling_of(model.defaults.sampling, task.sampling)
-    ids = await prompt_ids(model, task)
+async def prepare(model: OpenModel, task: Task, settings: Settings | None = None) -> Prepared:
+    """Render, tokenize and check a task, its gaps filled with the model's and the server's defaults. ApiError for what cannot be done."""
+    task = with_defaults(task, model.defaults, settings or Settings())
     engine = model.engine
+    n_vocab = engine.spec.n_vocab
+    sampling = sampling_of(engine.tokenizer, model.defaults.sampling, task.sampling)
+    ids = await prompt_ids(model, task)
     if not ids:
         param = "prompt" if task.messages is None else "messages"
         raise ApiError(400, "the prompt is empty: there is no token to continue from", param=param)
-    if (bad := next((id_ for id_ in ids if not 0 <= id_ < engine.spec.n_vocab), None)) is not None:
-        raise ApiError(400, f"token id {bad} is outside the model's vocabulary of {engine.spec.n_vocab}", param="prompt")
-    if (bad := next((id_ for id_, _ in sampling.logit_bias if id_ >= engine.spec.n_vocab), None)) is not None:
-        raise ApiError(400, f"logit_bias names token {bad}, but the model has {engine.spec.n_vocab} tokens", param="logit_bias")
+    if (bad := next((id_ for id_ in ids if not 0 <= id_ < n_vocab), None)) is not None:
+        raise ApiError(400, f"token id {bad} is outside the model's vocabulary of {n_vocab}", param="prompt")
+    if (bad := next((id_ for id_, _ in sampling.logit_bias if id_ >= n_vocab), None)) is not None:
+        raise ApiError(400, f"logit_bias names token {bad}, but the model has {n_vocab} tokens", param="logit_bias")
     if len(ids) >= engine.n_ctx and not task.truncate:
         raise too_long(len(ids), engine.n_ctx)
     n_predict = task.n_predict if task.n_predict is not None else model.defaults.n_predict
     return Prepared(model, task, ids, sampling, n_predict, await _constraint(model, task.output))
+
+
+def with_defaults(task: Task, defaults: Defaults, settings: Settings) -> Task:
+    """The task with what it does not say itself."""
+    return replace(
+        task,
+        template={
+            **(thinking(False) if settings.reasoning_budget == 0 else {}),
+            **settings.template,
+            **defaults.template,
+            **task.template,
+        },
+        stop=(*task.stop, *defaults.stop),
+        keep=task.keep or defaults.keep,
+        special=task.special or defaults.special,
+        shift=settings.context_shift if task.shift is None else task.shift,
+        cache_prompt=settings.cache_prompt if task.cache_prompt is None else task.cache_prompt,
+        reasoning=settings.reasoning_format != "none" if task.reasoning is None else task.reasoning,
+    )
 
 
 def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
@@ -110,13 +133,13 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
             strip_space=task.messages is not None,
             n_top=max(task.n_top, 0),
             truncate=task.truncate,
-            cache_prompt=task.cache_prompt,
+            cache_prompt=task.cache_prompt is not False,
         )
         for i in range(task.n):
             number = len(answer.choices)
             sampling = replace(p.sampling, seed=(seed + i) % (1 << 64)) if i and seed >= 0 else p.sampling
             constraint = p.constraint.copy() if i and p.constraint else p.constraint
-            choice = Choice(number, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special))
+            choice = Choice(number, p, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special))
             try:
                 answer.start(choice, partial(generate, sampling=sampling, constraint=constraint))
             except GgrunError as error:
@@ -132,8 +155,18 @@ async def collect(answer: Answer) -> list[Whole]:
     return wholes
 
 
-def sampling_of(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Sampling:
-    """The request's settings over the model's. ApiError names the field that is out of its range."""
+def sampling_of(tokenizer: Tokenizer, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Sampling:
+    """The request's settings over the model's. ApiError names the field that is out of its range.
+
+    In logit_bias a text stands for each of its tokens.
+    """
+    if "logit_bias" in given:
+        pairs = [
+            (id_, bias)
+            for token, bias in given["logit_bias"]
+            for id_ in ([token] if isinstance(token, int) else tokenizer.encode(token, add_special=False, parse_special=True))
+        ]
+        given = {**given, "logit_bias": tuple(pairs)}
     try:
         return Sampling(**{**defaults, **given})
     except GgrunError:
@@ -174,7 +207,7 @@ async def _constraint(model: OpenModel, output: Output | None) -> Constraint | N
         raise ApiError(400, str(error), param=output.param) from None
 
 
-def _add(whole: Whole, piece: Text | Thought | Call | End) -> None:
+def _add(whole: Whole, piece: Piece) -> None:
     if isinstance(piece, Text):
         whole.text += piece.text
         whole.tokens += piece.tokens
@@ -182,12 +215,12 @@ def _add(whole: Whole, piece: Text | Thought | Call | End) -> None:
         whole.thought += piece.text
         whole.thought_tokens += piece.tokens
     elif isinstance(piece, Call):
-        while len(whole.calls) <= piece.index:
-            whole.calls.append(WholeCall("", ""))
-        call = whole.calls[piece.index]
+        call = whole.calls.setdefault(piece.index, WholeCall("", ""))
         call.id, call.name = piece.id or call.id, piece.name or call.name
         call.arguments += piece.arguments
-    else:
+        if piece.state == "broken":
+            del whole.calls[piece.index]
+    elif isinstance(piece, End):
         whole.end = piece
 
 

@@ -11,14 +11,42 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ggrun.server import errors, health, live, messages, openapi, page, responses
+from ggrun.server import (
+    errors,
+    health,
+    live,
+    messages,
+    metrics,
+    models,
+    native,
+    native_completion,
+    openai_chat,
+    openai_completions,
+    openapi,
+    page,
+    responses,
+    slots,
+)
 from ggrun.server.errors import ApiError
 from ggrun.server.guard import Faults, Keys, Origins
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
 
-MODULES = (health, live, responses, messages, openapi)  # each has ROUTES
+MODULES = (  # each has ROUTES
+    health,
+    live,
+    models,
+    openai_chat,
+    openai_completions,
+    native_completion,
+    responses,
+    native,
+    slots,
+    metrics,
+    messages,
+    openapi,
+)
 
 
 def create_app(shelf: Shelf, settings: Settings) -> Starlette:
@@ -30,9 +58,10 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
         app.state.lifetime.cut.set()
         await shelf.close()
 
+    counted = [Middleware(metrics.Counted, metrics=shelf.metrics)] if shelf.metrics else []
     app = Starlette(
         routes=[route for module in (*MODULES, *([page] if settings.webui else [])) for route in module.ROUTES],
-        middleware=[Middleware(kind, settings=settings) for kind in (Origins, Keys, Faults)],
+        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Origins, Keys, Faults))],
         exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
     )

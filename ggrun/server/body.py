@@ -71,8 +71,9 @@ async def raw(request: Request) -> bytes:
 
 def decoded(data: bytes, kind: type[T], path: str = "") -> T:
     """JSON as a `kind`, or ApiError 400; `path` is the route's, for what is told of unknown fields."""
+    key: Any = kind
     try:
-        value: T = _decoder(kind).decode(data)
+        value: T = _decoder(key).decode(data)
     except msgspec.ValidationError as error:
         message, param = _field(str(error))
         raise ApiError(400, f"{param}: {message}" if param else message, param=param) from None
@@ -81,7 +82,7 @@ def decoded(data: bytes, kind: type[T], path: str = "") -> T:
         raise ApiError(400, f"the request's body {what}", code="invalid_json") from None
     except RecursionError:
         raise ApiError(400, "the request's body is nested too deeply", code="invalid_json") from None
-    known = _names(kind)
+    known = _names(key)
     if known is not None:
         for name in msgspec.json.decode(data, type=dict[str, msgspec.Raw]):
             if name not in known:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from ggrun.engine.generation import Generation, TokenEvent
+    from ggrun.server.answering import Prepared
     from ggrun.server.logprobs import TokenLogs
     from ggrun.server.shelf import OpenModel
 
@@ -54,11 +55,15 @@ class Plain:
 class Choice:
     """One generation and what its events become."""
 
-    def __init__(self, number: int, reader: Reader, logs: TokenLogs) -> None:
+    def __init__(self, number: int, prepared: Prepared, reader: Reader, logs: TokenLogs) -> None:
         self.number = number
+        self.prepared = prepared
         self.generation: Generation | None = None
         self.finished = False
         self.too_slow = False
+        self.n_read = 0
+        self.slot = -1  # the last one it was seen in
+        self.has_new_line = False
         self._reader = reader
         self._logs = logs
         self._n_thought = 0
@@ -92,6 +97,10 @@ class Choice:
 
     def _token(self, event: TokenEvent) -> list[Piece]:
         self._logs.add(event)
+        assert self.generation is not None
+        self.n_read += event.id is not None
+        self.slot = self.generation.slot if self.generation.slot >= 0 else self.slot
+        self.has_new_line = self.has_new_line or "\n" in event.text
         parts = self._reader.push(event.text) if event.text else ()
         if parts:
             self._thinking = isinstance(parts[-1], Thought)
@@ -170,8 +179,11 @@ class Answer(AsyncIterator[Piece]):
     def start(self, choice: Choice, submit: Callable[..., Generation]) -> None:
         """Submit a choice's generation: submit(listener=...)."""
         bell = self._bell  # not self: an Answer that is dropped has to go, while its generations are still heard
+        watch = self.model.metrics.watch(self.model.name) if self.model.metrics else None
 
         def listener(generation: Generation) -> None:
+            if watch:
+                watch.seen(generation)
             if generation.events.qsize() > MAX_UNREAD and not choice.too_slow:
                 choice.too_slow = True
                 generation.cancel()

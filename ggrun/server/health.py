@@ -13,6 +13,7 @@ from ggrun.server.streaming import json_response
 
 
 @operation("Whether the server is ready", answer="the default model is loaded")
+@operation("Whether the server is ready")
 async def health(request: Request) -> Response:
     """200 once the default model is loaded (or asleep, which the next request ends), 503 before."""
     shelf: Shelf = request.app.state.shelf

@@ -92,6 +92,8 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=75,
             backlog=BACKLOG,
+            ssl_keyfile=str(settings.ssl[0]) if settings.ssl else None,
+            ssl_certfile=str(settings.ssl[1]) if settings.ssl else None,
         )
         super().__init__(config)
         self._app, self._settings, self._start = app, settings, start

@@ -27,8 +27,8 @@ class TokenLogs:
     def add(self, event: TokenEvent) -> None:
         """Note a token that came."""
         if self._n_top >= 0 and event.id is not None:
-            top = tuple(self._log(id_, logprob) for id_, logprob in event.top[: self._n_top])
-            self._held.append(self._log(event.id, event.logprob, top))
+            top = tuple(self._log(id_, logprob, True) for id_, logprob in event.top[: self._n_top])
+            self._held.append(self._log(event.id, event.logprob, self._special, top))
 
     def take(self, text: str) -> tuple[TokenLog, ...]:
         """The tokens that `text` was made of. Those before them, of which nothing is shown (markup), are forgotten."""
@@ -44,9 +44,9 @@ class TokenLogs:
         taken, self._held = tuple(self._held), []
         return taken
 
-    def _log(self, id_: int, logprob: float, top: tuple[TokenLog, ...] = ()) -> TokenLog:
+    def _log(self, id_: int, logprob: float, special: bool, top: tuple[TokenLog, ...] = ()) -> TokenLog:
         tokenizer = self._tokenizer
-        raw = b"" if tokenizer.is_special(id_) and not self._special else tokenizer.token_bytes(id_)
+        raw = b"" if tokenizer.is_special(id_) and not special else tokenizer.token_bytes(id_)
         return TokenLog(id_, raw.decode("utf-8", "replace"), raw, max(logprob, -9999.0), top)
 
 

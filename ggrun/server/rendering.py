@@ -77,9 +77,8 @@ def with_gap(tokenizer: Tokenizer, task: Task) -> list[int]:
     """The ids that ask for what stands between a prompt and a suffix, other files before them. ApiError where the vocabulary cannot."""
     special = tokenizer.special_ids
     if missing := [role for role in FIM if role not in special]:
-        raise ApiError(
-            400, f"this model cannot fill a gap: its vocabulary has no token for {', '.join(missing)}; leave suffix out", param="suffix"
-        )  # fmt: skip
+        reason = f"this model cannot fill a gap: its vocabulary has no token for {', '.join(missing)}"
+        raise ApiError(400, reason, "not_supported_error", param=task.gap)
 
     def plain(text: str) -> list[int]:
         return tokenizer.encode(text, add_special=False)
@@ -95,7 +94,7 @@ def with_gap(tokenizer: Tokenizer, task: Task) -> list[int]:
         ids += [*head, *plain(text)]
     if task.extra and "fim_sep" in special:
         ids += [special["fim_sep"], *plain("current\n")]
-    return [*ids, special["fim_pre"], *prefix, special["fim_suf"], *plain(task.suffix or ""), special["fim_mid"]]
+    return [*ids, special["fim_pre"], *prefix, special["fim_suf"], *plain(task.suffix or ""), special["fim_mid"], *plain(task.begun)]
 
 
 def tell(model: str, note: str) -> None:

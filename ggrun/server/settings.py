@@ -25,13 +25,13 @@ class Settings:
     port: int = 8080
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    ssl: tuple[Path, Path] | None = None  # key, certificate
     cors_origins: tuple[str, ...] = ()
     strict_model: bool = False
     metrics: bool = False
     slots: bool = True
     props: bool = False
     webui: bool = True
-    embeddings_only: bool = False
     pooling: Pooling | None = None
     slot_save_path: Path | None = None
     context_shift: bool = False

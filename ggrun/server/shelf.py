@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ggrun.engine.engine import Engine
 from ggrun.errors import GgrunError
 from ggrun.server.errors import ApiError
+from ggrun.server.metrics import Metrics
 from ggrun.server.settings import Settings
 
 State = Literal["loaded", "loading", "unloaded", "sleeping", "failed"]
@@ -59,6 +60,7 @@ class OpenModel:
     created: int
     defaults: Defaults
     aliases: tuple[str, ...] = ()
+    metrics: Metrics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,12 @@ class ModelState:
 
 
 class Shelf:
-    """One model. Made on any thread, used on the event loop's."""
+    """One model. Made on any thread, used on the event loop's. metrics: with --metrics, what /metrics tells."""
 
     def __init__(self, entries: Sequence[Entry], settings: Settings) -> None:
-        self._entry, self._settings = entries[0], settings
+        self._entry, self.settings = entries[0], settings
         self._made = int(time.time())
+        self.metrics = Metrics(self) if settings.metrics else None
         self._opening: asyncio.Future[OpenModel] | None = None
         self._model: OpenModel | None = None
         self._error: str | None = None
@@ -93,9 +96,9 @@ class Shelf:
         requests wait, 503 when it cannot be opened.
         """
         known = (self._entry.name, *self._entry.aliases)
-        if self._settings.strict_model and name is not None and name not in known:
+        if self.settings.strict_model and name is not None and name not in known:
             raise ApiError(404, f"there is no model {name!r:.80} here; there is {self._entry.name}", code="model_not_found", param="model")
-        most = self._settings.max_queue
+        most = self.settings.max_queue
         if most and self._model and self._n_users >= most + self._model.engine.plan.shape.n_seqs:
             raise ApiError(429, f"{most} requests are waiting already; try again later", code="queue_full", headers=RETRY)
         self._n_users += 1
@@ -136,4 +139,4 @@ class Shelf:
     def _load(self) -> OpenModel:
         entry = self._entry
         engine = entry.open()
-        return OpenModel(entry.name, entry.path, engine, int(time.time()), entry.defaults, entry.aliases)
+        return OpenModel(entry.name, entry.path, engine, int(time.time()), entry.defaults, entry.aliases, self.metrics)

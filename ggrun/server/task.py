@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+CallState = Literal["open", "done", "broken"]
 OutputKind = Literal["json_object", "json_schema", "regex", "grammar", "lark"]
 
 
@@ -26,19 +27,22 @@ class Output:
 class Task:
     """One request. Either messages (and tools) for the model's chat template, or a prompt that is continued as it is, or prompt_ids.
 
-    prompt: text, or texts and token ids in a row. suffix: text the answer leads to (fill-in-the-middle); extra: files shown before
-    both, as (name, text). tools: OpenAI's function tools. tool_choice: a word, or the name of the function that must be called.
-    template: more variables for the template. sampling: fields of `ggrun.Sampling` the request sets; what it does not set has the
-    model's or the server's default. n_predict: -1 for no limit, None for the default. n_top: likeliest tokens to report beside each
-    (-1: no log probabilities at all). reasoning: whether thinking is told apart from the answer. truncate: drop the prompt's middle
-    rather than refuse it. shift: drop the context's older half when it is full. special: show special tokens, too. prefill: the last
-    message is the assistant's, to be continued.
+    prompt: text, or texts and token ids in a row. For a gap in a text (fill-in-the-middle): suffix, which the answer leads to; extra,
+    files shown before both, as (name, text); begun, text the answer goes on from; gap, the request's field, for errors.
+    tools: OpenAI's function tools. tool_choice: a word, or the name of the function that must be called. prefill: the last message is
+    the assistant's, to be continued. template: more variables for the template. sampling: fields of `ggrun.Sampling` the request sets;
+    what it does not set has the model's or the server's default. n_predict: -1 for no limit, None for the default. n_top: likeliest
+    tokens to report beside each (-1: no log probabilities at all). reasoning: whether thinking is told apart from the answer. truncate:
+    drop the prompt's middle rather than refuse it. shift: drop the context's older half when it is full. special: show special tokens,
+    too. reasoning, shift and cache_prompt None: the server's default.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt: str | Sequence[str | int] | None = None
     suffix: str | None = None
     extra: Sequence[tuple[str, str]] = ()
+    begun: str = ""
+    gap: str = "suffix"
     prompt_ids: Sequence[int] | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: Literal["auto", "none", "required"] | str = "auto"
@@ -50,13 +54,13 @@ class Task:
     stop: tuple[str, ...] = ()
     n: int = 1
     n_top: int = -1
-    reasoning: bool = True
+    reasoning: bool | None = None
     truncate: bool = False
     shift: bool | None = None
     special: bool = False
     prefill: bool = False
     keep: int = 0
-    cache_prompt: bool = True
+    cache_prompt: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,17 @@ class Thought:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """More of one of its tool calls: the first piece of a call has its id and name; arguments: more of the JSON text."""
+    """More of one of its tool calls: the first piece of a call has its id and name; arguments: more of the JSON text.
+
+    state "done": the call is whole and its arguments are a JSON object. "broken": it turned out to be none, and all of it follows as text.
+    """
 
     choice: int
     index: int
     arguments: str = ""
     id: str = ""
     name: str = ""
+    state: CallState = "open"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,15 @@ NOTES: Final[dict[Rewrite, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """text: the prompt, special tokens spelled out. notes: sentences about what was worked around or left out."""
+    """text: the prompt, special tokens spelled out. notes: sentences about what was worked around or left out.
+
+    tools_as_text: the template knows no tools, so they are described in words of ggrun's. calls_as_text: it shows no calls.
+    """
 
     text: str
     notes: tuple[str, ...] = ()
+    tools_as_text: bool = False
+    calls_as_text: bool = False
 
 
 class ChatTemplate:
@@ -73,6 +78,11 @@ class ChatTemplate:
         self._notes = (note,) if note else ()
         for text in filter(None, (source, tool_source)):
             compile_template(text)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The Jinja sources: that for conversations with tools first, where there is one."""
+        return tuple(filter(None, (self._tool_source, self.source)))
 
     def render(
         self,
@@ -111,7 +121,7 @@ class ChatTemplate:
             if missing:
                 notes = (*notes, f"the chat template leaves out {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}")
             if best is None or len(missing) < best[0]:
-                best = (len(missing), RenderedChat(text, notes))
+                best = (len(missing), RenderedChat(text, notes, generic_tools in changes, text_calls in changes))
             if not missing:
                 break
         if best is None:

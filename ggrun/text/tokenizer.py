@@ -5,7 +5,7 @@ Knows which kind of vocabulary is encoded how, and special tokens around it; mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ggrun.text.bpe import BytePairEncoder
@@ -85,9 +85,20 @@ class Tokenizer:
         decoder = self.decoder(skip_special, strip_space=True)
         return "".join([decoder.push(id_) for id_ in ids]) + decoder.finish()
 
-    def decoder(self, skip_special: bool = True, strip_space: bool = False) -> IncrementalDecoder:
-        """For one generation. strip_space: its first text begins an answer, so drop the space such vocabularies put there."""
-        piece = self._shown_bytes if skip_special else self.token_bytes
+    def split_special(self, text: str) -> Sequence[str | int]:
+        """The special tokens in a text, as ids, and the texts between them."""
+        return self._matcher.split(text, parse_special=True)
+
+    def decoder(self, skip_special: bool = True, strip_space: bool = False, shown: Container[int] = ()) -> IncrementalDecoder:
+        """For one generation. strip_space: its first text begins an answer, so drop the space such vocabularies put there.
+
+        shown: special tokens that are not skipped.
+        """
+
+        def some(id: int) -> bytes:
+            return self.token_bytes(id) if id in shown else self._shown_bytes(id)
+
+        piece = (some if shown else self._shown_bytes) if skip_special else self.token_bytes
         return IncrementalDecoder(piece, strip_space and self._spelling.add_space)
 
     def token_bytes(self, id: int) -> bytes:

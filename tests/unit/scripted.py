@@ -14,6 +14,8 @@ from typing import Any
 from ggrun.engine.generation import Finished, Generation, TokenEvent
 from ggrun.engine.stops import StopMatcher
 from ggrun.gguf import open_gguf
+from ggrun.server.settings import Settings
+from ggrun.server.shelf import Defaults, OpenModel
 from ggrun.text import ChatTemplate, Tokenizer, chat_template, load_tokenizer
 from tests.conftest import EMBEDDED
 
@@ -90,6 +92,7 @@ class OneModel:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.settings = Settings()
         self.n_used = 0
 
     @asynccontextmanager
@@ -103,5 +106,5 @@ class OneModel:
 
 def scripted(*answers: str | Exception, sampling: dict[str, Any] | None = None, system: str | None = None, **options: Any) -> Any:
     """An open model that gives these answers in turn."""
-    defaults = SimpleNamespace(sampling=sampling or {}, n_predict=-1, system=system)
-    return SimpleNamespace(name="scripted", path=EMBEDDED, created=1, engine=ScriptedEngine(answers, **options), defaults=defaults)
+    defaults = Defaults(sampling=sampling or {}, system=system)
+    return OpenModel("scripted", EMBEDDED, ScriptedEngine(answers, **options), 1, defaults)  # type: ignore[arg-type]

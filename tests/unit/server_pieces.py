@@ -75,6 +75,8 @@ class Script:
 class NoShelf:
     """For routes that only ask."""
 
+    metrics = None
+
     @asynccontextmanager
     async def use(self, name: str | None = None) -> AsyncIterator[Any]:
         yield SimpleNamespace(name="scripted")

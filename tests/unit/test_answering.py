@@ -78,11 +78,10 @@ def test_template_variables_arrive() -> None:
 def test_what_a_template_cannot_do_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
     model = scripted("x", source=source)
-    model.name = "noted"
     talk = ({"role": "system", "content": "S"}, *HELLO)
     whole(model, Task(messages=talk))
     whole(model, Task(messages=talk))
-    assert capsys.readouterr().err.count("noted: the chat template takes no system message") == 1
+    assert capsys.readouterr().err.count("scripted: the chat template takes no system message") == 1
 
 
 def test_a_long_prompt_is_tokenized_in_a_thread() -> None:

@@ -24,9 +24,10 @@ FLAGS = """
     -p --prompt -f --file -sys --system-prompt -sysf --system-prompt-file -r --reverse-prompt -e --escape --no-escape
     --chat-template --chat-template-file --on-overflow --list-devices
 """.split()
+FORM = "--grammar --grammar-file -j --json-schema -jf --json-schema-file"
 ONLY = {
-    "chat": "--json -st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",
-    "run": "--json -cnv --conversation -no-cnv --no-conversation",
+    "chat": f"--json {FORM} -st --single-turn -mli --multiline-input -co --color --show-timings --no-show-timings",
+    "run": f"--json {FORM} -cnv --conversation -no-cnv --no-conversation",
     "plan": "--json",
     "logits": "--tokens --out --executor",
     "tokenize": "--ids --no-bos --parse-special",
