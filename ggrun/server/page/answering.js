@@ -69,7 +69,7 @@ export async function answer(conversation, question, model, several, changed) {
     else {
       const problem = error instanceof Problem ? error : new Problem("This page made a mistake.", { todo: `Please report it: ${error.message}` });
       node.finish = "error";
-      node.problem = { message: problem.message, todo: problem.todo };
+      node.problem = { message: problem.message, todo: problem.todo, retry: problem.retry };
     }
     if (run.n) node.timings = ownTimings(run);
   } finally {

@@ -224,12 +224,15 @@ async function refreshModels() {
     models = await listModels({ quiet: true });
     const status = await getJson("status", { quiet: true });
     contexts = Object.fromEntries(status.models.filter((model) => model.n_ctx).map((model) => [model.name, model.n_ctx]));
+    if (!props) await refreshProps();
     show();
   } catch { /* the next request says what is wrong */ }
 }
 
+/** What requests have that do not say otherwise. Asking it of a model that is not loaded would load it. */
 async function refreshProps() {
-  props = await getJson(`props?model=${encodeURIComponent(modelName())}&autoload=false`, { quiet: true }).catch(() => null);
+  const model = models.find(({ id }) => id === modelName());
+  props = model?.state !== "loaded" ? null : await getJson(`props?model=${encodeURIComponent(modelName())}`, { quiet: true }).catch(() => null);
   if (panelShown() === "settings") openSettings();
 }
 
@@ -242,7 +245,7 @@ async function meet() {
       notice("The model is being loaded…");
       setTimeout(meet, 1000);
     }
-    await Promise.all([refreshModels(), refreshProps()]);
+    await refreshModels();
   } catch (problem) {
     notice(`${problem.message} ${problem.todo ?? ""}`, ["Try again", meet]);
   }
@@ -288,7 +291,7 @@ function setUp() {
       else closePanel();
     },
   });
-  const press = { new: create, "sidebar-open": () => flip(true), "sidebar-close": () => flip(false), "settings-open": toggle("settings", openSettings),
+  const press = { new: create, "new-head": create, "sidebar-open": () => flip(true), "sidebar-close": () => flip(false), "settings-open": toggle("settings", openSettings),
     "server-open": toggle("server", openServer), keys: () => showKeys(keyRows), import: () => $("import-file").click(), export: () => exportJson([...conversations.values()]) };
   for (const [id, run] of Object.entries(press)) $(id).addEventListener("click", run);
   $("scrim").addEventListener("click", () => toggleSidebar(false));

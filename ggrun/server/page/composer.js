@@ -54,8 +54,9 @@ export function setDraft(text) {
   fit();
 }
 
+/** Not on a phone: there the keyboard would cover half of the page. */
 export function focusComposer() {
-  input.focus({ preventScroll: true });
+  if (!touch.matches) input.focus({ preventScroll: true });
 }
 
 /** How full the context is after the last answer. */

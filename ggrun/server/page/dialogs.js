@@ -21,7 +21,7 @@ function ask(title, content, buttons, classes = "") {
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close(""));
     // Enter in a field presses the first submit button of the form: that must be the one that goes on
     form.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.target.tagName !== "INPUT" || event.target.type === "checkbox" || event.isComposing) return;
+      if (event.key !== "Enter" || event.target.tagName !== "INPUT" || event.isComposing) return;
       event.preventDefault();
       form.requestSubmit(form.querySelector(".dialog-foot .primary, .dialog-foot .danger"));
     });

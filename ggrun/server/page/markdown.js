@@ -26,6 +26,7 @@ const ALLOWED = {
     "b i u s mark input").split(" "),
   ALLOWED_ATTR: ["href", "title", "class", "start", "align", "type", "checked", "disabled"],
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
+  ADD_URI_SAFE_ATTR: ["title", "class", "start", "align", "type", "checked", "disabled"], // no addresses: the line above is not for them
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,

@@ -28,6 +28,7 @@ export class MessageView {
     this.waiting = h("div.waiting", {}, h("span.dots", { "aria-hidden": "true" }, h("i"), h("i"), h("i")), this.waitingText = h("span", {}));
     this.body.replaceChildren();
     this.extra.replaceChildren(this.waiting);
+    this.element.querySelector(".thought")?.remove();
     this.stream = { text: null, thought: null, frame: 0, next: 0, onDraw: null };
     this.setAlternatives([]);
   }
@@ -46,7 +47,7 @@ export class MessageView {
 
   thought(piece) {
     if (!this.stream) return;
-    this.stream.thought ??= new MarkdownStream(this.#thoughts("Thinking…", true));
+    this.stream.thought ??= new MarkdownStream(this.#thoughts("Thinking…"));
     this.stream.thought.push(piece);
     this.#schedule();
   }
@@ -95,23 +96,24 @@ export class MessageView {
     const { node } = this;
     if (!streamed) {
       renderMarkdown(this.body, node.content);
-      if (node.thought) renderMarkdown(this.#thoughts("", false), node.thought);
+      if (node.thought) renderMarkdown(this.#thoughts(""), node.thought);
     }
-    this.element.querySelector(".thought summary span")?.replaceChildren("Reasoning");
+    const words = node.thought?.trim().split(/\s+/).length;
+    this.element.querySelector(".thought summary span")?.replaceChildren(`Reasoning, ${count(words)} ${words === 1 ? "word" : "words"}`);
     this.extra.replaceChildren();
     this.#drawCalls();
     if (node.problem) {
       this.extra.append(h("div.problem", { role: "alert" }, h("p", {}, h("strong", {}, node.problem.message), node.problem.todo ? ` ${node.problem.todo}` : ""),
-        h("button.button.small", { type: "button", onclick: () => this.actions.again(node) }, "Try again")));
+        node.problem.retry === false ? null : h("button.button.small", { type: "button", onclick: () => this.actions.again(node) }, "Try again")));
     } else if (!node.content && !node.toolCalls?.length && node.finish) {
       this.extra.append(h("p.quiet", {}, node.finish === "stop" ? "The model ended its answer without a word." : "No words came."));
     }
   }
 
-  #thoughts(title, open) {
+  #thoughts(title) {
     const content = h("div.thought-text");
     this.element.querySelector(".thought")?.remove();
-    this.element.prepend(h("details.thought", { open }, h("summary", {}, icon("right"), h("span", {}, title)), content));
+    this.element.prepend(h("details.thought", {}, h("summary", {}, icon("right"), h("span", {}, title)), content));
     return content;
   }
 
@@ -147,9 +149,9 @@ export class MessageView {
       say(done ? "Copied" : "The browser does not let this page copy");
       setTimeout(() => copy.replaceChildren(icon("copy")), 1500);
     });
-    parts.push(copy);
+    if (node.content) parts.push(copy);
     if (user) parts.push(iconButton("edit", "Edit the message", () => this.edit(), "edit"));
-    else parts.push(iconButton("again", "Answer again", () => actions.again(node), "again"));
+    else if (!node.problem) parts.push(iconButton("again", "Answer again", () => actions.again(node), "again"));
     this.foot.replaceChildren(h("span.actions", {}, ...parts), ...(user ? [] : [figures(node)]));
   }
 

@@ -30,7 +30,7 @@ function deviceView(device, ledger) {
   });
   const what = device.what === "memory" ? "" : device.what;
   return h("div.device", {},
-    h("div.device-head", {}, h("strong", {}, device.device), what ? ` ${what} ` : "", h("span", {}, `${bytes(device.used_bytes)} of ${bytes(device.limit_bytes)}`)),
+    h("div.device-head", {}, h("strong", {}, device.device), h("small", {}, what), h("span", {}, `${bytes(device.used_bytes)} of ${bytes(device.limit_bytes)}`)),
     h("div.bar.tall", { "aria-hidden": "true" }, drawn),
     h("div.legend", {}, [...parts, ...(free > 0 ? [{ purpose: "free", name: "free", n: free }] : [])].map(({ purpose, name, n }) =>
       h("span", {}, h(`i.swatch.${purpose}`, { "aria-hidden": "true" }), `${name} ${bytes(n)}`))));

@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 
+const TITLE = "What would you like to know?";
 const PYDOC = ["What does os.path.join do?", "How does itertools.chain work?", "What is functools.partial for?", "And math.floor: up or down?"];
 const GENERAL = [
   "Explain how a hash table works, with a short example.",
@@ -23,10 +24,11 @@ const SUITED = [
 ];
 
 export function emptyThread(model, ask) {
-  const [, questions, note] = SUITED.find(([pattern]) => pattern.test(model || "-"));
+  if (!model) return h("div.empty", {}, h("h2", {}, TITLE)); // the server has not said yet what it has
+  const [, questions, note] = SUITED.find(([pattern]) => pattern.test(model));
   return h("div.empty", {},
-    h("h2", {}, "What would you like to know?"),
-    h("p.quiet", {}, model ? "Answered on this machine by " : "Answered on this machine.", model ? h("strong", {}, model) : null, model ? "." : null, note ? ` ${note}` : null),
+    h("h2", {}, TITLE),
+    h("p.quiet", {}, "Answered on this machine by ", h("strong", {}, model), ".", note ? ` ${note}` : null),
     h("ul.samples", { "aria-label": "Questions to begin with" },
       questions.map((question) => h("li", {}, h("button.sample", { type: "button", onclick: () => ask(question) }, question)))));
 }
