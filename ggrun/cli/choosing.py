@@ -64,7 +64,10 @@ def checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             result[name] = _READ[name](value) if name in _READ else _like(getattr(default, name), value)
         except (ValueError, TypeError, AttributeError) as error:
             raise GgrunError(f"{prefix}{given} cannot be {value!r}: {error}") from None
-    valid = Sampling(**result)  # refuses what is out of range
+    try:
+        valid = Sampling(**result)  # refuses what is out of range
+    except GgrunError as error:
+        raise GgrunError(f"{prefix}{error}") from None
     return {name: getattr(valid, name) for name in result}
 
 

@@ -29,7 +29,7 @@ def logits(
 
     screen = Screen()
     ids = token_ids(tokens)
-    more = {"executor": executor, "n_logits": max(1, min(len(ids), engine_options.n_ubatch))}
+    more = {"executor": executor, "n_logits": max(1, min(len(ids), engine_options.n_ubatch or 512))}
     with opened(chosen(model, engine_options.model_flag, screen), engine_options, screen, **more) as engine:
         scores = engine.forward(ids.tolist())
     try:

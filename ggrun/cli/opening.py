@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ggrun.cli.named import Model, find
@@ -30,23 +31,19 @@ def settings(model: Model, options: EngineOptions, screen: Screen, described: bo
 
     described: they are for a machine that is not this one, whose GPUs do not matter.
     """
-    placement = pins(options)
+    placement = pins(options, model)
     if not described:
         no_gpu(options.n_gpu_layers, placement, screen)
     if options.flash_attn == "off":
         raise GgrunError("-fa off: attention is always fused here; -fa takes auto or on")
-    return {
-        "n_ctx": options.n_ctx if options.n_ctx is not None else model.n_ctx or 0,
-        "n_threads": max(0, options.n_threads if options.n_threads is not None else model.n_threads or 0),
-        "n_threads_batch": max(0, options.n_threads_batch or 0),
-        "n_batch": options.n_batch,
-        "n_ubatch": options.n_ubatch,
-        "n_parallel": options.n_parallel,
-        "load_mode": load_mode(options),
-        "type_k": options.cache_type_k.lower(),
-        "type_v": options.cache_type_v.lower(),
-        "placement": placement,
-    }
+    flags = {name: getattr(options, name) for name in ("n_ctx", "n_threads", "n_threads_batch", "n_batch", "n_ubatch", "n_parallel")}
+    flags |= {"type_k": options.cache_type_k, "type_v": options.cache_type_v, "load_mode": load_mode(options)}
+    values = {**model.options, **{name: value for name, value in flags.items() if value is not None}}
+    for name in ("n_threads", "n_threads_batch"):  # -1 is llama.cpp's word for choosing
+        values[name] = max(0, values.get(name, 0))
+    for name in ("type_k", "type_v"):
+        values[name] = values.get(name, "f16").lower()
+    return {"n_ctx": 0} | values | {"placement": placement}
 
 
 @contextmanager
@@ -63,37 +60,30 @@ def opened(model: Model, options: EngineOptions, screen: Screen, **more: Any) ->
         yield engine
 
 
-def load_mode(options: EngineOptions) -> str:
-    """The load mode that -lm, or llama.cpp's older --mlock or --no-mmap, names; auto when none does."""
+def load_mode(options: EngineOptions) -> str | None:
+    """The load mode that -lm, or llama.cpp's older --mlock or --no-mmap, names; None when none does."""
     named = options.load_mode
     older = [mode for wanted, mode in ((options.mlock, "mlock"), (options.no_mmap, "none")) if wanted]
     modes = set(older + ([named] if named else []))
     if len(modes) > 1:
         raise GgrunError(f"weights cannot be loaded as {' and as '.join(sorted(modes))}; choose one of -lm, --mlock, --no-mmap")
-    return modes.pop() if modes else "auto"
+    return modes.pop() if modes else None
 
 
-def pins(options: EngineOptions) -> Pins:
-    """What the flags pin about where the model runs."""
+def pins(options: EngineOptions, model: Model | None = None) -> Pins:
+    """What the flags, and models.toml where they are silent, pin about where the model runs."""
     p = options.placement
-    return read_pins(
-        n_gpu_layers=options.n_gpu_layers,
-        override_tensor=p.override_tensor or (),
-        cpu_moe=options.cpu_moe,
-        n_cpu_moe=options.n_cpu_moe,
-        n_cpu_ffn=p.n_cpu_ffn,
-        kv_offload=p.kv_offload,
-        op_offload=p.op_offload,
-        tensor_split=p.tensor_split,
-        device=p.device,
-        main_gpu=p.main_gpu,
-        split_mode=p.split_mode.lower(),
-        vram_budget=p.vram_budget,
-        ram_budget=p.ram_budget,
-        fit=p.fit.lower(),
-        fit_target=p.fit_target,
-        fit_ctx=p.fit_ctx,
-    )
+    flags = {field.name: getattr(p, field.name) for field in fields(p)}
+    flags |= {name: getattr(options, name) for name in ("n_gpu_layers", "cpu_moe", "n_cpu_moe")}
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
+    named = dict(model.placement) if model else {}
+    if given.keys() & {"cpu_moe", "n_cpu_moe"}:  # two words for one thing
+        named = {name: value for name, value in named.items() if name not in ("cpu_moe", "n_cpu_moe")}
+    words = {**named, **given}
+    for name in ("split_mode", "fit"):
+        if name in words:
+            words[name] = words[name].lower()
+    return read_pins(**words)
 
 
 def no_gpu(wanted: str | None, placement: Pins, screen: Screen) -> None:

@@ -51,11 +51,11 @@ class PlacementOptions:
         ),
     ] = None
     n_cpu_ffn: Annotated[
-        int,
+        int | None,
         _place("-ncffn", "--n-cpu-ffn", metavar="N", env="LLAMA_ARG_N_CPU_FFN", shown=0, help="first layers whose FFN stays on the CPU"),
-    ] = 0
+    ] = None
     kv_offload: Annotated[
-        bool,
+        bool | None,
         _place(
             "--kv-offload/--no-kv-offload",
             "-kvo/-nkvo",
@@ -63,11 +63,11 @@ class PlacementOptions:
             shown="on",
             help="-nkvo: attention and its KV cache stay on the CPU",
         ),
-    ] = True
+    ] = None
     op_offload: Annotated[
-        bool,
+        bool | None,
         _place("--op-offload/--no-op-offload", shown="on", help="stream the CPU's weights to a GPU for long prompts where that is faster"),
-    ] = True
+    ] = None
     device: Annotated[
         str | None, _place("-dev", "--device", metavar="CUDA0,...", env="LLAMA_ARG_DEVICE", shown="all", help="the GPUs to use, or none")
     ] = None
@@ -83,9 +83,12 @@ class PlacementOptions:
         ),
     ] = None
     split_mode: Annotated[
-        str, _place("-sm", "--split-mode", metavar="layer|none", env="LLAMA_ARG_SPLIT_MODE", shown="layer", help="none: one GPU only")
-    ] = "layer"
-    main_gpu: Annotated[int, _place("-mg", "--main-gpu", metavar="N", env="LLAMA_ARG_MAIN_GPU", shown=0, help="the one -sm none uses")] = 0
+        str | None,
+        _place("-sm", "--split-mode", metavar="layer|none", env="LLAMA_ARG_SPLIT_MODE", shown="layer", help="none: one GPU only"),
+    ] = None
+    main_gpu: Annotated[
+        int | None, _place("-mg", "--main-gpu", metavar="N", env="LLAMA_ARG_MAIN_GPU", shown=0, help="the one -sm none uses")
+    ] = None
     vram_budget: Annotated[
         str | None,
         _place("--vram-budget", metavar="SIZE,...", shown="what is free", help="the most to take of each GPU, such as 6GiB"),
@@ -94,15 +97,17 @@ class PlacementOptions:
         str | None, _place("--ram-budget", metavar="SIZE", shown="what is available", help="the most to take of the machine's memory")
     ] = None
     fit: Annotated[
-        str, _place("-fit", "--fit", metavar="on|off", env="LLAMA_ARG_FIT", shown="on", help="off: nothing is adjusted to what is free")
-    ] = "on"
+        str | None,
+        _place("-fit", "--fit", metavar="on|off", env="LLAMA_ARG_FIT", shown="on", help="off: nothing is adjusted to what is free"),
+    ] = None
     fit_target: Annotated[
         str | None,
         _place("-fitt", "--fit-target", metavar="MIB,...", env="LLAMA_ARG_FIT_TARGET", shown=1024, help="left free on each GPU"),
     ] = None
     fit_ctx: Annotated[
-        int, _place("-fitc", "--fit-ctx", metavar="N", env="LLAMA_ARG_FIT_CTX", shown=4096, help="the least context chosen to make room")
-    ] = 4096
+        int | None,
+        _place("-fitc", "--fit-ctx", metavar="N", env="LLAMA_ARG_FIT_CTX", shown=4096, help="the least context chosen to make room"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +131,15 @@ class EngineOptions:
         int | None,
         _compute("-tb", "--threads-batch", metavar="N", env="LLAMA_ARG_THREADS_BATCH", shown="as -t", help="threads for prompts"),
     ] = None
-    n_batch: Annotated[int, _compute("-b", "--batch-size", metavar="N", env="LLAMA_ARG_BATCH", shown=2048, help="prompt tokens a step")] = (
-        2048
-    )
+    n_batch: Annotated[
+        int | None, _compute("-b", "--batch-size", metavar="N", env="LLAMA_ARG_BATCH", shown=2048, help="prompt tokens a step")
+    ] = None
     n_ubatch: Annotated[
-        int, _compute("-ub", "--ubatch-size", metavar="N", env="LLAMA_ARG_UBATCH", shown=512, help="tokens computed at once")
-    ] = 512
+        int | None, _compute("-ub", "--ubatch-size", metavar="N", env="LLAMA_ARG_UBATCH", shown=512, help="tokens computed at once")
+    ] = None
     n_parallel: Annotated[
-        int, _compute("-np", "--parallel", metavar="N", env="LLAMA_ARG_N_PARALLEL", shown=1, help="sequences at the same time")
-    ] = 1
+        int | None, _compute("-np", "--parallel", metavar="N", env="LLAMA_ARG_N_PARALLEL", shown=1, help="sequences at the same time")
+    ] = None
     n_gpu_layers: Annotated[
         str | None,
         _compute(
@@ -151,13 +156,13 @@ class EngineOptions:
         Switch, _compute("-fa", "--flash-attn", env="LLAMA_ARG_FLASH_ATTN", shown="auto", help="accepted; attention is always fused")
     ] = "auto"
     cache_type_k: Annotated[
-        str,
+        str | None,
         _compute(
             "-ctk", "--cache-type-k", metavar="TYPE", env="LLAMA_ARG_CACHE_TYPE_K", shown="f16", help="type of cached keys: f16, q8_0, q4_0"
         ),
-    ] = "f16"
+    ] = None
     cache_type_v: Annotated[
-        str,
+        str | None,
         _compute(
             "-ctv",
             "--cache-type-v",
@@ -166,8 +171,8 @@ class EngineOptions:
             shown="f16",
             help="type of cached values: f16, q8_0, q4_0",
         ),
-    ] = "f16"
-    cpu_moe: Annotated[bool, _place("-cmoe", "--cpu-moe", env="LLAMA_ARG_CPU_MOE", help="all experts stay on the CPU")] = False
+    ] = None
+    cpu_moe: Annotated[bool | None, _place("-cmoe", "--cpu-moe", env="LLAMA_ARG_CPU_MOE", help="all experts stay on the CPU")] = None
     n_cpu_moe: Annotated[
         int | None,
         _place(

@@ -24,11 +24,23 @@ GpuArch = Annotated[
     str, flag("--gpu-arch", panel=_MACHINE, metavar="CC", shown=86, help="compute capability of the GPUs of --vram: 61, 75, 86, 8.9 ...")
 ]
 
+KvTokens = Annotated[
+    int | None,
+    flag(
+        "--kv-tokens",
+        panel="Compute",
+        metavar="N",
+        shown="each its part of -c",
+        help="tokens that -np sequences share, as those of serve do; -c is then what one may hold; -1: as -c",
+    ),
+]
+
 
 def plan(
     model: ModelArgument = None,
     *,
     engine_options: EngineOptions,
+    kv_tokens: KvTokens = None,
     vram: Vram = None,
     ram: Ram = None,
     gpu_arch: GpuArch = "86",
@@ -46,7 +58,7 @@ def plan(
     screen = Screen()
     places = machine(vram, ram, gpu_arch)
     named = chosen(model, engine_options.model_flag, screen)
-    options = Options(**settings(named, engine_options, screen, places is not None))
+    options = Options(**settings(named, engine_options, screen, places is not None), kv_tokens=kv_tokens or 0)
     try:
         planned = plan_model(named.path, options, places)
     except DoesNotFit as error:
@@ -89,7 +101,9 @@ def alternatives(planned: "Planned", options: "Options") -> "list[Alternative]":
     rows = []
     for change in changes(planned.plan, options.placement):
         pins = replace(options.placement, n_gpu_layers=change.n_gpu_layers)
-        other = replace(options, n_ctx=change.n_ctx, type_k=change.type_k, type_v=change.type_v, placement=pins)
+        other = replace(
+            options, n_ctx=change.n_ctx, kv_tokens=change.kv_tokens, type_k=change.type_k, type_v=change.type_v, placement=pins
+        )
         fits = True
         try:
             plan = replan(planned, other)
@@ -117,7 +131,8 @@ def _show(plan: "Plan", model: str, others: "Sequence[Alternative]") -> None:
 
     console = Console(highlight=False)
     shape = plan.shape
-    title = f"{model}: {shape.n_ctx} tokens of context x {shape.n_seqs}, -ub {shape.n_ubatch}, {shape.n_threads} threads"
+    shared = f" ({shape.kv_tokens} shared)" if shape.shared else ""
+    title = f"{model}: {shape.n_ctx} tokens of context x {shape.n_seqs}{shared}, -ub {shape.n_ubatch}, {shape.n_threads} threads"
     console.print(title, soft_wrap=True, markup=False)
     picture.show_bars(console, plan)
     picture.show_units(console, plan)

@@ -21,16 +21,17 @@ class ServedEngineOptions(EngineOptions):
     """As every command's, for several conversations at once."""
 
     n_parallel: Annotated[
-        int,
+        int | None,
         _slots("-np", "--parallel", metavar="N", env="LLAMA_ARG_N_PARALLEL", shown=4, help="slots: answers at the same time; others wait"),
-    ] = 4
+    ] = None
     kv_tokens: Annotated[
         int | None,
         _slots("--kv-tokens", metavar="N", shown="as -c", help="tokens all slots and the cache hold together; -c is what one may grow to"),
     ] = None
     step_ms: Annotated[
-        float, _slots("--step-ms", metavar="MS", shown=120, help="how long a new prompt may hold up running answers at a time; 0: no limit")
-    ] = 120.0
+        float | None,
+        _slots("--step-ms", metavar="MS", shown=120, help="how long a new prompt may hold up running answers at a time; 0: no limit"),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

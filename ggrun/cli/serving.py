@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggrun.cli.choosing import given
 from ggrun.cli.llama_server import answers_to
-from ggrun.cli.named import Model
+from ggrun.cli.named import Model, named
 from ggrun.cli.opening import chosen, settings
 from ggrun.cli.options import SamplingOptions
 from ggrun.cli.prompt import text_of, typed
 from ggrun.cli.screen import Screen
 from ggrun.cli.serve_options import AnswerOptions, CacheOptions, LimitOptions, ListenOptions, RouteOptions, ServedEngineOptions
-from ggrun.engine.loading import Options, embedded_model
+from ggrun.engine.gpus import look_again
+from ggrun.engine.loading import Options, embedded_model, plan_model
 from ggrun.errors import GgrunError
+from ggrun.plan.describe import unit_rows
+from ggrun.plan.ledger import human
+from ggrun.plan.planner import DoesNotFit
 from ggrun.server.app import create_app
+from ggrun.server.errors import ApiError
 from ggrun.server.listener import bind, serve
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Defaults, Entry, Shelf
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
     import socket
 
     from ggrun import Engine
+
+SLOTS, STEP_MS = 4, 120.0
 
 
 def run(
@@ -44,13 +51,14 @@ def run(
     for note in answers_to(os.environ):
         screen.note(note)
     own = server_settings(listen, routes, cache, answers, limits)
-    named = chosen(model, engine.model_flag, screen)
-    entry = _entry(named, engine, listen, cache, answers, sampling, screen)
-    shelf = Shelf([entry], own)
+    shelf = Shelf(_entries(model, engine, listen, cache, answers, sampling, screen), own)
     sockets = bind(own.hosts, own.port)
 
     async def start() -> None:
-        opened = await shelf.open()
+        try:
+            opened = await shelf.open()
+        except ApiError as error:
+            raise GgrunError(error.message) from error
         for line in greeting(opened.engine, opened.name, sockets, own):
             screen.note(line)
 
@@ -105,13 +113,24 @@ def server_settings(
 
 def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Settings) -> list[str]:
     """What is said when a model is ready."""
-    shape = engine.plan.shape
-    lines = [*engine.notes]
-    lines.append(f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); {shape.n_seqs} slots (-np)")
+    plan, pool = engine.plan, engine.status().kv_tokens
+    shape = plan.shape
+    lines = []
+    for room in plan.devices:
+        used = plan.ledger.total(room.device)
+        if used:
+            lines.append(f"{room.device}: {human(used)} of {human(room.limit_bytes)}")
+    layers = [f"{row.unit}: {row.device}" for row in unit_rows(plan)] if len(plan.segments) > 1 else []
+    lines += [", ".join(layers)] if layers else []
+    slots = "one slot (-np), which has" if shape.n_seqs == 1 else f"{shape.n_seqs} slots (-np), which share"
+    lines.append(f"{name}: a conversation may grow to {shape.n_ctx} tokens (-c); {slots} a pool of {pool} (--kv-tokens)")
+    scheme = "https" if own.ssl else "http"
     for sock in sockets:
         address = sock.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        lines.append(f"listening at http://{host}:{address[1]}")
+        lines.append(f"listening at {scheme}://{host}:{address[1]}" + (", with a page for a browser there" if own.webui else ""))
+    if own.wide and not own.api_keys:
+        lines.append("warning: other machines can reach this address and nothing keeps them out; --api-key does")
     return lines
 
 
@@ -120,44 +139,108 @@ def words(texts: list[str] | None) -> list[str]:
     return [word.strip() for text in texts or [] for word in text.split(",") if word.strip()]
 
 
-def _entry(
-    named: Model,
+def _entries(
+    model: str | None,
     engine: ServedEngineOptions,
     listen: ListenOptions,
     cache: CacheOptions,
     answers: AnswerOptions,
     sampling: SamplingOptions,
     screen: Screen,
+) -> list[Entry]:
+    """The model that was named, and those of models.toml; of these the first is the default where none was named.
+
+    Flags win over what models.toml says of the default model, and are what the others have where it says nothing.
+    """
+    others = named()
+    if not (model or engine.model_flag or os.environ.get("LLAMA_ARG_MODEL")) and others:
+        model = next(iter(others))
+        screen.note(f"the default model is {model}, the first of models.toml")
+    first = chosen(model, engine.model_flag, screen)
+    name = next((name for name, one in others.items() if one == first), None)
+    names = words(listen.alias) or [name or (first.path or embedded_model()).stem]
+    default = replace(first, aliases=(*names[1:], *((name,) if name and name != names[0] else ()), *first.aliases))
+    found = [_entry(names[0], default, engine, cache, answers, given(sampling, first.sampling), screen)]
+    flags = given(sampling, {})
+    for other, one in others.items():
+        if other not in (name, names[0]):
+            found.append(_entry(other, one, under(one, engine), cache, answers, {**flags, **one.sampling}, screen))
+    return found
+
+
+def under(model: Model, flags: ServedEngineOptions) -> ServedEngineOptions:
+    """The flags without what models.toml says of a model itself."""
+    own: dict[str, Any] = {field: None for field, name in _FIELDS.items() if name in model.options}
+    if "load_mode" in own:
+        own |= {"mlock": False, "no_mmap": False}
+    own |= {field.name: None for field in fields(flags) if field.name in model.placement}
+    placement: dict[str, Any] = {field.name: None for field in fields(flags.placement) if field.name in model.placement}
+    return replace(flags, **own, placement=replace(flags.placement, **placement))
+
+
+_FIELDS = {
+    **{name: name for name in ("n_ctx", "n_threads", "n_threads_batch", "n_batch", "n_ubatch", "n_parallel", "kv_tokens", "load_mode")},
+    "cache_type_k": "type_k",
+    "cache_type_v": "type_v",
+}
+
+
+def _entry(
+    name: str,
+    model: Model,
+    engine: ServedEngineOptions,
+    cache: CacheOptions,
+    answers: AnswerOptions,
+    sampling: dict[str, Any],
+    screen: Screen,
 ) -> Entry:
-    names = words(listen.alias) or [(named.path or embedded_model()).stem]
-    options = settings(named, engine, screen) | _served(engine, cache)
+    options = settings(model, engine, screen) | _served(model, engine, cache)
     defaults = Defaults(
-        sampling=given(sampling, named.sampling),
+        sampling=sampling,
         n_predict=answers.n_predict,
         keep=answers.keep,
-        system=named.system,
+        system=model.system,
         stop=tuple(filter(None, (typed(text, answers.escape) for text in answers.reverse_prompt or ()))),
         special=answers.special,
     )
     template = _template(answers)
+    if template is None and model.template_file:
+        template = text_of(str(model.template_file))
 
     def load() -> Engine:
         from ggrun import Engine
 
+        look_again()
         with screen.progress() as progress:
-            return Engine.open(named.path, progress=progress, chat_template=template, **options)
+            opened = Engine.open(model.path, progress=progress, chat_template=template, **options)
+        for note in opened.notes:
+            screen.once(f"{name}: {note}")
+        return opened
 
-    return Entry(names[0], named.path, load, tuple(names[1:]), defaults)
+    def fits_beside() -> bool:
+        """Whether it fits now, and all of it on the GPUs, where there are any and it may use them."""
+        look_again()
+        try:
+            planned = plan_model(model.path, Options(**options))
+        except DoesNotFit:
+            return False
+        with planned.file:
+            return len(planned.places) == 1 or not planned.plan.choice or planned.plan.choice.n_gpu_layers > len(planned.spec.layers)
+
+    return Entry(name, model.path, load, model.aliases, defaults, fits_beside)
 
 
-def _served(engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:
+def _served(model: Model, engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:
     """The engine's options that only the server sets."""
-    wanted = {
-        "kv_tokens": engine.kv_tokens or -1,
-        "step_ms": engine.step_ms,
+    wanted: dict[str, Any] = {
+        "n_parallel": engine.n_parallel or model.options.get("n_parallel") or SLOTS,
+        "kv_tokens": engine.kv_tokens or model.options.get("kv_tokens") or -1,
+        "step_ms": STEP_MS if engine.step_ms is None else engine.step_ms,
         "cram_mib": cache.cache_ram,
         "disk_cache": cache.disk_cache,
     }
+    if engine.n_parallel == -1:  # llama-server's word for its own choice
+        wanted["n_parallel"] = ServedEngineOptions().n_parallel
     known = {field.name for field in fields(Options)}
     return {name: value for name, value in wanted.items() if name in known}
 

@@ -96,6 +96,7 @@ class Generation:
         self.cancelled = False
         self._cancel = cancel
         self._listener = listener
+        self._begun = False
         self._lock = Lock()  # an event comes from the engine's thread, or from one that cancels what still waits
 
     def __iter__(self) -> Iterator[TokenEvent]:
@@ -136,7 +137,16 @@ class Generation:
                 self._listener = None
         return True
 
+    def enter(self, state: State) -> None:
+        """For the engine's thread: what becomes of it now, unless it is done."""
+        with self._lock:
+            if self.state != "done":
+                self.state = state
+                self._begun = True
+
     def cancel(self) -> None:
         """Stop it, from any thread, within 200 ms; what was generated stays. A finished generation is left alone."""
         self.cancelled = True
+        if not self._begun:
+            self.put(Finished("cancelled", ""))  # at once: the engine may be busy with others for a long time
         self._cancel(self)

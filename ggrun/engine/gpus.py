@@ -37,6 +37,12 @@ def found() -> tuple[Place, ...]:
     return tuple(places)
 
 
+def look_again() -> None:
+    """What was free on the GPUs is asked anew: something was loaded or unloaded since."""
+    found.cache_clear()
+    _problems.clear()
+
+
 _problems: list[str] = []
 
 

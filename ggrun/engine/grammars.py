@@ -98,7 +98,7 @@ def _json_schema(value: Any) -> Grammar:
 
 
 def _regex(value: Any) -> Grammar:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, regex_to_lark
 
     text = _text(value, "regular expression").removeprefix("^")
     if text.endswith("$") and (len(text) - len(text[:-1].rstrip("\\"))) % 2:  # an anchor, and no "\\$"
@@ -107,6 +107,7 @@ def _regex(value: Any) -> Grammar:
     def explain(error: str) -> str:
         return error.split(" (line ")[0].removeprefix("regular expression: ")
 
+    text = regex_to_lark(text, "dw").replace("\\/", "/")  # \d and \w are ASCII's, as in a JSON schema
     return Grammar(LLMatcher.grammar_from_regex(text), "regular expression", explain)
 
 

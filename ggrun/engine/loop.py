@@ -15,29 +15,56 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.engine.embedding import Embedder, Embedding
 from ggrun.engine.generation import Finished, FinishReason, Generation, TokenEvent
 from ggrun.engine.kv import Block, BlockPool
+from ggrun.engine.kv_file import Origin
+from ggrun.engine.pace import Pace
+from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.sampling import SampledToken, Sampler
 from ggrun.engine.scheduler import Scheduler, Work
 from ggrun.engine.sequence import Sequence
+from ggrun.engine.slots import Slots
 from ggrun.engine.status import EngineStatus, SlotState, SlotStatus, Totals
+from ggrun.engine.tiers import Tiers
 from ggrun.errors import GgrunError
 from ggrun.plan.device import KV_BLOCK_TOKENS, Shape
 from ggrun.runtime.executor import Batch, Cancelled, Executor, Highest
+from ggrun.runtime.kv_form import KvForm
 
 T = TypeVar("T")
+Rows = NDArray[np.float32]
+POLL_SECONDS = 0.05  # between two looks whether a caller still wants its embedding
 
 
 class Loop:
-    """Starts at once; `close` ends it and what runs. The executor stays the caller's to close."""
+    """Starts at once; `close` ends it and what runs. The executor stays the caller's to close.
 
-    def __init__(self, executor: Executor, shape: Shape, n_vocab: int) -> None:
+    step_seconds: about how long a step may take that computes prompts beside answers; 0: as long as it takes. norm: of the head, for
+    embeddings. tiers: where blocks are kept beside the pool.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        shape: Shape,
+        n_vocab: int,
+        step_seconds: float = 0,
+        norm: Callable[[Rows], Rows] = lambda rows: rows,
+        tiers: Tiers | None = None,
+    ) -> None:
         self._executor, self._shape, self._n_vocab = executor, shape, n_vocab
         self._pool = BlockPool(shape.n_kv_blocks)
-        self._scheduler = Scheduler(shape, self._pool, executor)
+        tiers = tiers or Tiers()
+        self._prefixes = Prefixes(self._pool, executor, tiers.host, tiers.disk)
+        self._scheduler = Scheduler(shape, self._pool, self._prefixes, Pace(step_seconds))
+        self._embedder = Embedder(executor, shape, self._pool, self._prefixes, norm)
         self._totals = Totals()
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closed = False
+        if tiers.disk:
+            tiers.disk.on_ready = lambda: self._inbox.put(lambda: None)
+        self._sending = threading.Lock()  # so that nothing is sent after the last message
         self._thread = threading.Thread(target=self._run, name="ggrun-engine", daemon=True)
         self._thread.start()
 
@@ -45,14 +72,14 @@ class Loop:
 
     def submit(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
-        self._send(lambda: self._scheduler.submit(sequence))
+        self._send(lambda: self._accept(sequence))
 
     def cancel(self, generation: Generation) -> None:
         """Stop a generation whose `cancelled` is set."""
         if not self._closed:
             self._inbox.put(lambda: None)  # wakes the thread, which looks at the flags
-            if any(s.generation is generation for s in tuple(self._scheduler.running)):
-                self._executor.abort()
+            if generation.state != "done":
+                self._executor.abort()  # those beside it are computed again
 
     def call(self, work: Callable[[], T]) -> T:
         """Do something on the engine's thread, between two batches, and wait for its result; what it raises is raised here."""
@@ -70,6 +97,36 @@ class Loop:
             raise error
         return answer  # type: ignore[return-value]  # T, when there is no error
 
+    def embed(self, job: Embedding, cancelled: Callable[[], bool] | None = None) -> Rows:
+        """Wait for an embedding, float32 [n_embd]. Raises Cancelled within 200 ms after `cancelled` says so."""
+        self._send(lambda: self._embedder.queue.append(job))
+        while not job.done.wait(POLL_SECONDS if cancelled else None):
+            if cancelled and cancelled() and not job.cancelled:
+                job.cancelled = True
+                self._inbox.put(lambda: None)
+                if job.blocks:
+                    self._executor.abort()
+        if job.error:
+            raise job.error
+        if job.cancelled:
+            raise Cancelled
+        return job.result
+
+    def slots(self, form: KvForm, origin: Origin) -> Slots:
+        """What saves and restores slots."""
+
+        def held(slot: int) -> tuple[list[int], bool]:
+            for s in self._scheduler.running:
+                if s.slot == slot:
+                    return s.tokens[: s.n_computed], True
+            return self._scheduler.held[slot], False
+
+        def hold(slot: int, tokens: list[int]) -> None:
+            self._scheduler.held[slot] = tokens
+
+        n_seqs, n_ctx = self._shape.n_seqs, self._shape.n_ctx
+        return Slots(self.call, self._prefixes, self._pool, form, origin, n_seqs, n_ctx, held, hold)
+
     def forward(self, tokens: list[int]) -> NDArray[np.float32]:
         """Logits float32 [len(tokens), n_vocab] of every position."""
         return self.call(lambda: self._forward(tokens))
@@ -80,11 +137,11 @@ class Loop:
         slots = [SlotStatus(i, "idle", self._shape.n_ctx) for i in range(self._shape.n_seqs)]
         for s in tuple(scheduler.running):
             state: SlotState = "answer" if s.generation.state == "answer" else "prompt"
-            n_tokens, n_computed, n_predicted = len(s.tokens), s.n_computed, s.generation.timings.predicted_n
-            n_prompt = n_tokens if state == "prompt" else n_tokens - n_predicted
-            done = min(n_computed, n_prompt)
+            n_prompt = len(s.generation.prompt_ids) - s.generation.n_cut
+            done = n_prompt if state == "answer" else min(s.n_computed, n_prompt)
             if (slot := s.slot) >= 0:
-                slots[slot] = SlotStatus(slot, state, self._shape.n_ctx, n_tokens, n_prompt, done, n_predicted)
+                n_predicted = s.generation.timings.predicted_n
+                slots[slot] = SlotStatus(slot, state, self._shape.n_ctx, len(s.tokens), n_prompt, done, n_predicted)
         cached = pool.n_cached
         used = pool.n_blocks - pool.n_free
         blocks = (KV_BLOCK_TOKENS * n for n in (pool.n_blocks, used, cached))
@@ -93,46 +150,63 @@ class Loop:
     def close(self) -> None:
         """Cancel what runs and stop the thread."""
         if not self._closed:
-            self._closed = True
-            self._inbox.put(None)
+            with self._sending:
+                self._closed = True
+                self._inbox.put(None)
             self._executor.abort()
             self._thread.join()
 
     def _send(self, message: Callable[[], None]) -> None:
-        if self._closed or not self._thread.is_alive():
-            raise GgrunError("the engine is closed")
-        self._inbox.put(message)
+        with self._sending:
+            if self._closed or not self._thread.is_alive():
+                raise GgrunError("the engine is closed")
+            self._inbox.put(message)
 
     # ---- the engine's thread
 
     def _run(self) -> None:
         while self._read_inbox():
             self._drop_cancelled()
-            if not self._scheduler.busy:
-                continue
+            busy = self._scheduler.busy
             try:
-                self._step()
+                self._prefixes.store(busy)
+                self._embedder.step(busy)
+                if busy:
+                    self._step()
             except Cancelled:
                 continue  # whoever was cancelled is dropped above; the others' tokens are computed again
             except Exception as error:
                 for sequence in (*self._scheduler.running, *self._scheduler.waiting):
                     self._fail(sequence, error)
+        self._prefixes.close()
         while not self._inbox.empty():  # sent while close() was under way: whoever waits for an answer gets one
             if message := self._inbox.get():
                 message()
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
             self._finish(sequence, "cancelled")
+        self._embedder.close()
 
     def _read_inbox(self) -> bool:
         """Carry out all messages, waiting for one when there is nothing to compute; False after close."""
         try:
-            message = self._inbox.get(block=not self._scheduler.busy)
+            message = self._inbox.get(block=not (self._scheduler.busy or self._embedder.queue or self._prefixes.pending))
             while message is not None:
                 message()
                 message = self._inbox.get_nowait()
         except Empty:
             return True
         return False
+
+    def _accept(self, sequence: Sequence) -> None:
+        """Queue a sequence when the beginning of its prompt has come from the disk, if it is there."""
+        generation = sequence.generation
+
+        def submit() -> None:
+            self._scheduler.submit(sequence)
+
+        if not sequence.cache_prompt:
+            return submit()
+        self._prefixes.fetch(sequence.tokens, lambda: generation.cancelled, self._inbox.put, submit)
 
     def _drop_cancelled(self) -> None:
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
@@ -141,8 +215,13 @@ class Loop:
 
     def _step(self) -> None:
         """Compute one batch and hand out what came of it."""
-        batch, work = self._scheduler.next()
         began = perf_counter()
+        batch, work = self._scheduler.next()
+        if not work:
+            if len(self._scheduler.running) == 1 and not self._embedder.holds:  # not even alone it finds a block
+                self._overflow(self._scheduler.running[0])
+            return
+        n_chunks = sum(item.n for item in work if item.sequence.generation.state != "answer")
         for item in work:
             item.sequence.started = item.sequence.started or began
         logits = self._compute(batch, work)
@@ -153,7 +232,9 @@ class Loop:
             except Exception as error:
                 self._fail(item.sequence, error)
         seconds = perf_counter() - began
+        self._scheduler.pace.note(n_chunks, seconds)
         self._totals.n_steps += 1
+        self._totals.n_preempted = self._scheduler.n_preempted
         self._totals.prompt_seconds += seconds * (self._totals.prompt_tokens > n_prompt)
         self._totals.predicted_seconds += seconds * (self._totals.predicted_tokens > n_predicted)
 
@@ -167,17 +248,16 @@ class Loop:
     def _advance(self, item: Work, logits: NDArray[np.float32] | Highest) -> None:
         """Book what a batch computed for a sequence and, when its prompt is through, choose the next token."""
         s, timings = item.sequence, item.sequence.generation.timings
-        s.advance(item.n, self._pool)
-        if not s.prompt_done:
-            timings.prompt_n += item.n
-            self._totals.prompt_tokens += item.n
+        n_new = self._scheduler.advance(item)
+        timings.prompt_n += n_new
+        self._totals.prompt_tokens += n_new
         if item.row < 0:
             return
         if not s.prompt_done:
             s.prompt_done = perf_counter()
             timings.prompt_ms = 1e3 * (s.prompt_done - s.started)
             self._totals.cached_tokens += timings.cache_n
-        s.generation.state = "answer"
+        s.generation.enter("answer")
         if s.n_predict == 0:
             return self._finish(s, "length")
         constraint = s.sampler.constraint
@@ -208,8 +288,7 @@ class Loop:
         """The context is full: end the generation, or make room in the middle and go on."""
         if sequence.on_overflow == "stop":
             return self._finish(sequence, "context_full")
-        sequence.generation.n_shifted += sequence.shift(self._pool)
-        self._scheduler.reuse_prefix(sequence)
+        sequence.generation.n_shifted += self._scheduler.shift(sequence)
 
     def _finish(self, s: Sequence, reason: FinishReason) -> None:
         self._scheduler.remove(s)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 from ggrun.engine.constraint import ConstraintError
 
@@ -116,6 +117,8 @@ def _cleaned(schema: Any) -> Any:
     for key in _NAMED:
         if isinstance(out.get(key), dict):
             out[key] = {name: _cleaned(part) for name, part in out[key].items()}
+    if isinstance(out.get("$ref"), str):
+        out["$ref"] = quote(out["$ref"], safe="#/:?&=%~!$'()*+,;@-._")
     if isinstance(out.get("pattern"), str):
         out["pattern"] = _rust_regex(out["pattern"])
     if isinstance(out.get("patternProperties"), dict):
@@ -140,7 +143,7 @@ def _parts(schema: Any, at: str, root: Any) -> Iterator[tuple[str, Any]]:
     ref = schema.get("$ref")
     if isinstance(ref, str) and ref.startswith("#/"):
         target = root
-        for name in ref[2:].split("/"):
+        for name in unquote(ref[2:]).split("/"):
             name = name.replace("~1", "/").replace("~0", "~")
             target = target.get(name) if isinstance(target, dict) else None
         yield ref, target

@@ -17,7 +17,10 @@ Overflow = Literal["stop", "shift"]
 
 
 class Sequence:
-    """tokens[:n_computed] have their keys and values in `blocks`; the rest waits to be computed."""
+    """tokens[:n_computed] have their keys and values in `blocks`; the rest waits to be computed.
+
+    leader: an older sequence that is computing the n_shared tokens both begin with; this one waits for its blocks.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,10 @@ class Sequence:
         self.n_computed = 0
         self.blocks: list[Block] = []
         self.slot = -1  # row of the block tables, while running
+        self.number = 0  # its place in the order of arrival
+        self.leader: Sequence | None = None
+        self.n_shared = 0
+        self.n_seen = 0  # tokens of the prompt that are counted as computed or found; some may be computed again
         self.started = 0.0  # seconds, when its prompt began to be computed
         self.prompt_done = 0.0
 
@@ -51,17 +58,35 @@ class Sequence:
     def n_pending(self) -> int:
         return len(self.tokens) - self.n_computed
 
-    def advance(self, n: int, pool: BlockPool) -> None:
-        """n more tokens are computed: blocks they filled can be shared from now on."""
+    @property
+    def n_needed(self) -> int:
+        """Blocks for all its tokens and the next one, less those that come from its leader."""
+        return -(-(len(self.tokens) + 1) // KV_BLOCK_TOKENS) - (self.n_shared // KV_BLOCK_TOKENS if self.leader else 0)
+
+    def seen(self) -> int:
+        """How many tokens of the prompt came to be there since the last call; none once the prompt is through."""
+        n = 0 if self.prompt_done else max(0, self.n_computed - self.n_seen)
+        self.n_seen += n
+        return n
+
+    def advance(self, n: int, pool: BlockPool) -> bool:
+        """n more tokens are computed: blocks they filled can be shared from now on. True when another took the place of one of them."""
         before, self.n_computed = self.n_computed, self.n_computed + n
+        replaced = False
         for index in range(before // KV_BLOCK_TOKENS, self.n_computed // KV_BLOCK_TOKENS):
-            pool.publish(self.blocks[index], self._tokens_of(index))
+            block = pool.publish(self.blocks[index], self._tokens_of(index))
+            if block is not self.blocks[index]:
+                replaced = True
+                self.blocks[index] = block
+                if index + 1 < len(self.blocks):
+                    self.blocks[index + 1].parent = block
+        return replaced
 
     def drop_blocks(self, pool: BlockPool) -> None:
         """Give all blocks back; what they hold stays cached, the begun last one too."""
         last = self.n_computed // KV_BLOCK_TOKENS
         if self.n_computed % KV_BLOCK_TOKENS:
-            pool.publish(self.blocks[last], self._tokens_of(last))
+            self.blocks[last] = pool.publish(self.blocks[last], self._tokens_of(last))
         for block in reversed(self.blocks):
             pool.release(block)
         self.blocks, self.n_computed = [], 0

@@ -34,6 +34,16 @@ class Shape:
     type_k: str = "f16"  # what cached keys and values are kept as, one of KV_TYPES
     type_v: str = "f16"
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that all sequences hold together."""
+        return (self.n_kv_blocks - 1) * KV_BLOCK_TOKENS
+
+    @property
+    def shared(self) -> bool:
+        """Whether not all sequences can be at full length at the same time."""
+        return self.n_kv_blocks - 1 < self.n_seqs * -(-self.n_ctx // KV_BLOCK_TOKENS)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

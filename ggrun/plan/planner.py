@@ -35,10 +35,15 @@ class DoesNotFit(GgrunError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user pinned. n_ctx counts the tokens of all sequences together (0: as much as is sensible); each gets an equal part."""
+    """What the user pinned. n_ctx: tokens of context (0: as much as is sensible).
+
+    kv_tokens 0: n_ctx counts the tokens of all sequences together, and each gets an equal part. Else n_ctx is what one sequence may
+    hold, and kv_tokens what all of them share; -1 with an n_ctx of 0: both are chosen, and alike.
+    """
 
     n_ctx: int = 0
     n_seqs: int = 1
+    kv_tokens: int = 0
     n_ubatch: int = 512
     n_logits: int = 0  # 0: one row a sequence
     n_threads: int = 1
@@ -47,6 +52,27 @@ class Request:
     type_k: str = "f16"  # of the KV cache: KV_TYPES of plan.device
     type_v: str = "f16"
     reuse: bool = True  # False: every buffer keeps its own bytes, for trace
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all sequences together, as pinned; 0: to be chosen."""
+        return self.kv_tokens if self.kv_tokens > 0 else self.n_ctx
+
+    def sized(self, n_tokens: int) -> Request:
+        """The same with so many tokens of all sequences together."""
+        if not self.kv_tokens:
+            return replace(self, n_ctx=n_tokens)
+        return replace(self, kv_tokens=n_tokens, n_ctx=min(self.n_ctx or n_tokens, n_tokens))
+
+    def holding(self, n_ctx: int) -> int:
+        """Tokens of all sequences together with which one may hold n_ctx."""
+        return n_ctx if self.kv_tokens else n_ctx * self.n_seqs
+
+    @property
+    def context_words(self) -> list[str]:
+        """The flags for it."""
+        context = ["-c", str(self.n_ctx)] if self.n_ctx else []
+        return [*context, "--kv-tokens", str(self.kv_tokens)] if self.kv_tokens > 0 else context
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +141,21 @@ def make_plan(
     def need(plan: Plan) -> int:
         return plan.ledger.total() - weights
 
-    if request.n_ctx:
-        plan = build(request.n_ctx)
+    if request.n_tokens:
+        plan = build(request.n_tokens)
         if need(plan) > budget:
-            best = _largest(build, need, budget, request.n_ctx)
-            nearest = f"the largest context that fits is {best} (-c {best})" if best else "not even the smallest context fits"
+            best = _largest(build, need, budget, request.n_tokens)
+            words = request.sized(best).context_words
+            nearest = f"the largest context that fits is {best} ({' '.join(words)})" if best else "not even the smallest context fits"
             raise DoesNotFit(
-                f"a context of {request.n_ctx} tokens takes {human(need(plan) + weights)} in all, of which weights {human(weights)}, "
+                f"a context of {request.n_tokens} tokens takes {human(need(plan) + weights)} in all, of which weights {human(weights)}, "
                 f"KV {human(plan.ledger.total(purpose='kv'))}; {human(available)} is available",
                 nearest,
-                [("-c", str(best))] if best else [],
+                [words] if best else [],
                 plan,
             )
         return plan
-    wanted = min(n_ctx_train, DEFAULT_CTX_LIMIT) * request.n_seqs
+    wanted = request.holding(min(n_ctx_train, DEFAULT_CTX_LIMIT))
     budget = budget - available // 4
     plan = build(wanted)
     if need(plan) <= budget:
@@ -141,7 +168,8 @@ def make_plan(
             f"weights {human(weights)} and the smallest context do not leave a quarter of the {human(available)} available free; "
             f"-c {CTX_STEP} tries it all the same"
         )
-    notes.append(f"context: {best // request.n_seqs} tokens, what leaves a quarter of the {human(available)} available free (-c sets it)")
+    n_ctx = shape_of(request, best).n_ctx
+    notes.append(f"context: {n_ctx} tokens, what leaves a quarter of the {human(available)} available free (-c sets it)")
     return build(best)
 
 
@@ -165,13 +193,13 @@ def _lay_out(
     program: Program,
     device: Device,
     request: Request,
-    n_ctx: int,
+    n_tokens: int,
     weights_bytes: Mapping[str, int],
     available: int,
     notes: tuple[str, ...],
 ) -> Plan:
-    """The plan of one context size; memory is not judged here."""
-    shape = shape_of(request, n_ctx)
+    """The plan for so many tokens of all sequences together; memory is not judged here."""
+    shape = shape_of(request, n_tokens)
     blocks = shape.n_kv_blocks
     lowered = device.lower(program, program.units, shape)
     offsets, scratch = pack(spans(program, lowered, {"T": shape.n_ubatch, "R": shape.n_logits}, request.reuse))
@@ -202,16 +230,22 @@ def _lay_out(
     return Plan(program, shape, (segment,), Ledger((*weights, *lines)), available, request.load_mode, notes, stages)
 
 
-def shape_of(request: Request, n_ctx: int) -> Shape:
-    """The sizes for n_ctx tokens of all sequences together."""
-    per_seq = max(1, n_ctx // request.n_seqs)
-    blocks = 1 + request.n_seqs * -(-per_seq // KV_BLOCK_TOKENS)
-    n_logits = min(request.n_logits or request.n_seqs, request.n_ubatch)
+def shape_of(request: Request, n_tokens: int) -> Shape:
+    """The sizes for n_tokens of all sequences together."""
+    if request.kv_tokens:
+        per_seq = max(1, min(request.n_ctx or n_tokens, n_tokens))
+        blocks = 1 + -(-n_tokens // KV_BLOCK_TOKENS)
+    else:
+        per_seq = max(1, n_tokens // request.n_seqs)
+        blocks = 1 + request.n_seqs * -(-per_seq // KV_BLOCK_TOKENS)
+    n_logits = min(max(request.n_logits, request.n_seqs), request.n_ubatch)
     return Shape(per_seq, request.n_seqs, request.n_ubatch, n_logits, request.n_threads, blocks, request.type_k, request.type_v)
 
 
 def kv_words(shape: Shape) -> str:
     kinds = shape.type_k if shape.type_k == shape.type_v else f"keys {shape.type_k}, values {shape.type_v}"
+    if shape.shared:
+        return f"KV cache, {shape.kv_tokens} tokens shared by {shape.n_seqs} sequences, {kinds}"
     return f"KV cache, {shape.n_ctx} tokens x {shape.n_seqs} sequences, {kinds}"
 
 

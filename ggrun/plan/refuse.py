@@ -31,9 +31,8 @@ def refusal(task: Task, plan: Plan) -> DoesNotFit:
 def words(pins: Pins, request: Request) -> list[str]:
     """The flags of a plan that differ from the defaults."""
     kinds = [("-ctk", request.type_k), ("-ctv", request.type_v)]
-    context = ["-c", str(request.n_ctx)] if request.n_ctx else []
     parallel = ["-np", str(request.n_seqs)] if request.n_seqs > 1 else []
-    return [*flags_of(pins), *context, *parallel, *(word for pair in kinds if pair[1] != "f16" for word in pair)]
+    return [*flags_of(pins), *request.context_words, *parallel, *(word for pair in kinds if pair[1] != "f16" for word in pair)]
 
 
 def nearest(task: Task) -> Iterator[tuple[Pins, Request]]:
@@ -57,7 +56,7 @@ def nearest(task: Task) -> Iterator[tuple[Pins, Request]]:
             yield replace(pins, n_cpu_moe=plan.choice.n_cpu_moe), request
     best = _smaller_context(task)
     if best:
-        yield pins, replace(request, n_ctx=best)
+        yield pins, request.sized(best)
 
 
 def _solved(task: Task) -> Plan | None:
@@ -81,10 +80,10 @@ def _fewer_layers(task: Task) -> int | None:
 
 def _smaller_context(task: Task) -> int:
     """The largest context below the pinned one with which the rest of the pins fits; 0: none."""
-    low, high = 0, (task.request.n_ctx - 1) // CTX_STEP
+    low, high = 0, (task.request.n_tokens - 1) // CTX_STEP
     while low < high:
         middle = (low + high + 1) // 2
-        fits = _solved(replace(task, request=replace(task.request, n_ctx=middle * CTX_STEP)))
+        fits = _solved(replace(task, request=task.request.sized(middle * CTX_STEP)))
         low, high = (middle, high) if fits else (low, middle - 1)
     return low * CTX_STEP
 

@@ -26,6 +26,7 @@ def report(plan: Plan, model: str, bandwidth: float = 0.0, others: Sequence[Alte
         "fits": True,
         "n_ctx": plan.shape.n_ctx,
         "n_parallel": plan.shape.n_seqs,
+        "kv_tokens": plan.shape.kv_tokens,
         "n_ubatch": plan.shape.n_ubatch,
         "n_threads": plan.shape.n_threads,
         "n_gpu_layers": plan.choice.n_gpu_layers if plan.choice else 0,

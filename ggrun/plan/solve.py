@@ -66,16 +66,17 @@ class Solver:
         self._known: dict[tuple[str, str], bool] = {}
         self._sized: dict[int, dict[str, float]] = {}
         self._shares = self._free_shares() if len(self.gpus) > 1 and not pins.split else pins.split
-        wanted = min(task.n_ctx_train, DEFAULT_CTX_LIMIT) * task.request.n_seqs
-        self.wanted = task.request.n_ctx or wanted
-        self.least = task.request.n_ctx or min(wanted, max(CTX_STEP, pins.fit_ctx) * task.request.n_seqs)
+        request = task.request
+        wanted = request.holding(min(task.n_ctx_train, DEFAULT_CTX_LIMIT))
+        self.wanted = request.n_tokens or wanted
+        self.least = request.n_tokens or min(wanted, request.holding(max(CTX_STEP, pins.fit_ctx)))
 
     def solve(self) -> Plan | None:
         if not self.task.pins.fit:
             return self._told(self._best(self.wanted, self._families(fixed=True), margins=False))
         families = self._families()
         plan = self._best(self.wanted, families, margins=True)
-        if self.task.request.n_ctx:
+        if self.task.request.n_tokens:
             return self._told(plan or self._best(self.wanted, families, margins=False))
         if plan and (self.task.pins.n_gpu_layers is not None or self._is_all(plan)):
             return self._told(plan)
@@ -135,7 +136,7 @@ class Solver:
         cpu = room.device == self._places[0].device.name
         if cpu and self.task.request.load_mode == "mmap" and weights > room.limit_bytes:
             need -= weights
-        margin = room.margin_bytes if margins and (not cpu or not self.task.request.n_ctx) else 0
+        margin = room.margin_bytes if margins and (not cpu or not self.task.request.n_tokens) else 0
         return need - (room.limit_bytes - margin)
 
     def choice_of(self, n: int, n_cpu_moe: int = 0, embed: bool = False, gpus: tuple[str, ...] | None = None) -> Choice:
@@ -243,7 +244,7 @@ class Solver:
         if plan.streamed:
             notes.append(words(t.program, plan.streamed, plan.prompt_from))
         notes += self._notes
-        if not t.request.n_ctx:
+        if not t.request.n_tokens:
             per_seq, trained = plan.shape.n_ctx, t.n_ctx_train
             if per_seq == min(trained, DEFAULT_CTX_LIMIT):
                 why = "the trained context" if trained == per_seq else f"of {trained} trained"

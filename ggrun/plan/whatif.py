@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggrun.plan.pins import Pins
 from ggrun.plan.placement import parts_of
-from ggrun.plan.planner import CTX_STEP, Plan
+from ggrun.plan.planner import CTX_STEP, Plan, Request
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that differs; `flags` are the words for it. n_ctx counts the tokens of all sequences together."""
+    """One thing that differs; `flags` are the words for it. n_ctx, kv_tokens: as in a Request."""
 
     what: str
     flags: tuple[str, ...]
@@ -20,6 +20,7 @@ class Change:
     type_k: str
     type_v: str
     n_gpu_layers: int | None
+    kv_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,17 @@ class Alternative:
 
 def changes(plan: Plan, pins: Pins) -> Iterator[Change]:
     shape = plan.shape
-    n_ctx, layers = shape.n_ctx * shape.n_seqs, pins.n_gpu_layers
+    now = Request(shape.n_ctx if shape.shared else shape.n_ctx * shape.n_seqs, kv_tokens=shape.kv_tokens if shape.shared else 0)
+    same = Change("", (), now.n_ctx, shape.type_k, shape.type_v, pins.n_gpu_layers, now.kv_tokens)
     if plan.choice and plan.choice.gpus:
         n, most = plan.choice.n_gpu_layers, parts_of(plan.program).most
         if n < most:
-            yield Change("one more layer", ("-ngl", str(n + 1)), n_ctx, shape.type_k, shape.type_v, n + 1)
+            yield replace(same, what="one more layer", flags=("-ngl", str(n + 1)), n_gpu_layers=n + 1)
         if n > 0 and pins.n_gpu_layers is not None:
-            yield Change("one layer less", ("-ngl", str(n - 1)), n_ctx, shape.type_k, shape.type_v, n - 1)
+            yield replace(same, what="one layer less", flags=("-ngl", str(n - 1)), n_gpu_layers=n - 1)
     if (shape.type_k, shape.type_v) == ("f16", "f16"):
-        yield Change("q8_0 KV", ("-ctk", "q8_0", "-ctv", "q8_0"), n_ctx, "q8_0", "q8_0", layers)
-    half = n_ctx // 2 // CTX_STEP * CTX_STEP
+        yield replace(same, what="q8_0 KV", flags=("-ctk", "q8_0", "-ctv", "q8_0"), type_k="q8_0", type_v="q8_0")
+    half = now.n_tokens // 2 // CTX_STEP * CTX_STEP
     if half:
-        yield Change("half the context", ("-c", str(half)), half, shape.type_k, shape.type_v, layers)
+        less = now.sized(half)
+        yield replace(same, what="half the context", flags=tuple(less.context_words), n_ctx=less.n_ctx, kv_tokens=less.kv_tokens)

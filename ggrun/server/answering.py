@@ -14,23 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 from ggrun.engine.sampling import Sampling
 from ggrun.errors import GgrunError
-from ggrun.server.choices import Answer, Choice, Plain, Reader
+from ggrun.server.choices import Answer, Choice
 from ggrun.server.errors import ApiError
 from ggrun.server.logprobs import TokenLogs
-from ggrun.server.rendering import prompt_ids
+from ggrun.server.reading import Parsed, Plain, Reader, style_of, thought_marks
+from ggrun.server.rendering import prompt_of
 from ggrun.server.settings import Settings
-from ggrun.server.task import Call, End, Output, Piece, Task, Text, Thought, TokenLog
+from ggrun.server.task import Call, End, Piece, Task, Text, Thought, TokenLog
 from ggrun.server.thinking import thinking
+from ggrun.text.output import OutputParser
 
 if TYPE_CHECKING:
     from ggrun.engine.constraint import Constraint
     from ggrun.server.shelf import Defaults, OpenModel, Shelf
     from ggrun.text import Tokenizer
+    from ggrun.text.output import OutputStyle
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task that can be submitted: its prompt fits, its settings are valid."""
+    """A task that can be submitted: its prompt fits, its settings are valid. text: of a conversation, its prompt. style: how the model
+    marks thoughts and calls, for those."""
 
     model: OpenModel
     task: Task
@@ -38,6 +42,8 @@ class Prepared:
     sampling: Sampling
     n_predict: int
     constraint: Constraint | None = None
+    text: str = ""
+    style: OutputStyle | None = None
 
 
 @dataclass
@@ -85,7 +91,7 @@ async def prepare(model: OpenModel, task: Task, settings: Settings | None = None
     engine = model.engine
     n_vocab = engine.spec.n_vocab
     sampling = sampling_of(engine.tokenizer, model.defaults.sampling, task.sampling)
-    ids = await prompt_ids(model, task)
+    ids, text = await prompt_of(model, task)
     if not ids:
         param = "prompt" if task.messages is None else "messages"
         raise ApiError(400, "the prompt is empty: there is no token to continue from", param=param)
@@ -96,7 +102,9 @@ async def prepare(model: OpenModel, task: Task, settings: Settings | None = None
     if len(ids) >= engine.n_ctx and not task.truncate:
         raise too_long(len(ids), engine.n_ctx)
     n_predict = task.n_predict if task.n_predict is not None else model.defaults.n_predict
-    return Prepared(model, task, ids, sampling, n_predict, await _constraint(model, task.output))
+    style = await asyncio.to_thread(style_of, engine.chat_template) if task.messages is not None else None
+    constraint = await _constraint(model, task, text, style)
+    return Prepared(model, task, ids, sampling, n_predict, constraint, text, style)
 
 
 def with_defaults(task: Task, defaults: Defaults, settings: Settings) -> Task:
@@ -122,6 +130,7 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
     """Give the engine every choice of every task. ApiError for what it refuses."""
     for p in prepared:
         engine, task, seed = p.model.engine, p.task, p.sampling.seed
+        shown = p.style.shown_ids(engine.tokenizer) if p.style else frozenset()
         generate = partial(
             engine.submit,
             p.ids,
@@ -130,8 +139,9 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
             keep=task.keep,
             on_overflow="shift" if task.shift else "stop",
             show_special=task.special,
+            shown=shown,
             strip_space=task.messages is not None,
-            n_top=max(task.n_top, 0),
+            n_top=task.n_top,
             truncate=task.truncate,
             cache_prompt=task.cache_prompt is not False,
         )
@@ -139,7 +149,7 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
             number = len(answer.choices)
             sampling = replace(p.sampling, seed=(seed + i) % (1 << 64)) if i and seed >= 0 else p.sampling
             constraint = p.constraint.copy() if i and p.constraint else p.constraint
-            choice = Choice(number, p, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special))
+            choice = Choice(number, p, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special, shown))
             try:
                 answer.start(choice, partial(generate, sampling=sampling, constraint=constraint))
             except GgrunError as error:
@@ -192,19 +202,28 @@ def too_long(n_prompt: int, n_ctx: int) -> ApiError:
 
 def reader_of(prepared: Prepared, number: int) -> Reader:
     """What takes a choice's text apart."""
-    return Plain(number)
+    task = prepared.task
+    if prepared.style is None:
+        return Plain(number)
+    tools = () if task.tool_choice == "none" else task.tools
+    parser = OutputParser(prepared.style, tools, reasoning="auto" if task.reasoning else "none", prompt=prepared.text)
+    return Parsed(number, parser, task.parallel_tool_calls)
 
 
-async def _constraint(model: OpenModel, output: Output | None) -> Constraint | None:
-    """What holds an answer to a form. ApiError, naming the field, for a form that is wrong or not supported."""
+async def _constraint(model: OpenModel, task: Task, text: str, style: OutputStyle | None) -> Constraint | None:
+    """What holds an answer to a form, after a thought if there may be one. ApiError, naming the field, for a form that cannot be."""
+    output, tokenizer = task.output, model.engine.tokenizer
     if output is None:
         return None
     from ggrun.engine.constraint import constraint_for
+    from ggrun.engine.preamble import AfterThought
 
     try:
-        return await asyncio.to_thread(constraint_for, output.kind, output.value, model.engine.tokenizer)
+        constraint = await asyncio.to_thread(constraint_for, output.kind, output.value, tokenizer)
     except GgrunError as error:
         raise ApiError(400, str(error), param=output.param) from None
+    marks = thought_marks(model.engine.chat_template, style, text, bool(task.reasoning)) if style else None
+    return AfterThought(constraint, tokenizer, *marks) if marks else constraint
 
 
 def _add(whole: Whole, piece: Piece) -> None:

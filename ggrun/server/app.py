@@ -20,6 +20,8 @@ from ggrun.server import (
     models,
     native,
     native_completion,
+    ollama,
+    ollama_models,
     openai_chat,
     openai_completions,
     openapi,
@@ -28,7 +30,7 @@ from ggrun.server import (
     slots,
 )
 from ggrun.server.errors import ApiError
-from ggrun.server.guard import Faults, Keys, Origins
+from ggrun.server.guard import Faults, Keys, Origins, Told
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
@@ -45,6 +47,8 @@ MODULES = (  # each has ROUTES
     slots,
     metrics,
     messages,
+    ollama,
+    ollama_models,
     openapi,
 )
 
@@ -61,7 +65,7 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
     counted = [Middleware(metrics.Counted, metrics=shelf.metrics)] if shelf.metrics else []
     app = Starlette(
         routes=[route for module in (*MODULES, *([page] if settings.webui else [])) for route in module.ROUTES],
-        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Origins, Keys, Faults))],
+        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Told, Origins, Keys, Faults))],
         exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
     )

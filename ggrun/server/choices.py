@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from ggrun.engine.generation import Finished
 from ggrun.server.errors import ApiError
@@ -21,35 +21,13 @@ if TYPE_CHECKING:
     from ggrun.engine.generation import Generation, TokenEvent
     from ggrun.server.answering import Prepared
     from ggrun.server.logprobs import TokenLogs
+    from ggrun.server.reading import Part, Reader
     from ggrun.server.shelf import OpenModel
 
 MAX_UNREAD: Final = 8192  # events of a generation that may wait for a client; beyond it the client counts as gone
 _AT_ONCE: Final = 64  # events read of one choice before the others get their turn
 
 _REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "context_full": "length"}
-
-
-class Reader(Protocol):
-    """Takes an answer's text apart: what is thought, what is said, what is called. Pieces have their choice's number."""
-
-    def push(self, text: str) -> Sequence[Text | Thought | Call]: ...
-
-    def finish(self) -> Sequence[Text | Thought | Call]:
-        """What was held back."""
-        ...
-
-
-class Plain:
-    """The reader of a raw completion: all is text."""
-
-    def __init__(self, choice: int) -> None:
-        self._choice = choice
-
-    def push(self, text: str) -> Sequence[Text | Thought | Call]:
-        return (Text(self._choice, text),) if text else ()
-
-    def finish(self) -> Sequence[Text | Thought | Call]:
-        return ()
 
 
 class Choice:
@@ -61,6 +39,7 @@ class Choice:
         self.generation: Generation | None = None
         self.finished = False
         self.too_slow = False
+        self._enough = False
         self.n_read = 0
         self.slot = -1  # the last one it was seen in
         self.has_new_line = False
@@ -101,14 +80,17 @@ class Choice:
         self.n_read += event.id is not None
         self.slot = self.generation.slot if self.generation.slot >= 0 else self.slot
         self.has_new_line = self.has_new_line or "\n" in event.text
-        parts = self._reader.push(event.text) if event.text else ()
+        parts: Sequence[Part] = self._reader.push(event.text) if event.text and not self._enough else ()
+        if not self._enough and self._reader.done:
+            self._enough = True
+            self.generation.cancel()
         if parts:
             self._thinking = isinstance(parts[-1], Thought)
         self._n_thought += self._thinking
         return self._logged(parts)
 
-    def _logged(self, parts: Sequence[Text | Thought | Call]) -> list[Piece]:
-        self._called = self._called or any(isinstance(part, Call) for part in parts)
+    def _logged(self, parts: Sequence[Part]) -> list[Piece]:
+        self._called = self._called or any(isinstance(part, Call) and part.state == "done" for part in parts)
         return [
             type(part)(part.choice, part.text, self._logs.take(part.text)) if isinstance(part, (Text, Thought)) else part for part in parts
         ]
@@ -117,14 +99,14 @@ class Choice:
         generation = self.generation
         assert generation is not None
         generation.finish_reason, generation.stop_word = event.reason, event.stop_word
-        if event.reason == "cancelled":
+        if event.reason == "cancelled" and not self._enough:
             if self.too_slow:
                 raise ApiError(408, f"the answer was stopped: {MAX_UNREAD} pieces of it waited and nobody read them", type="timeout_error")
             raise ApiError(503, "the answer was stopped: the server is shutting down or unloads this model", type="unavailable_error")
-        pieces = self._logged([*self._reader.push(event.text), *self._reader.finish()])
+        pieces = [] if self._enough else self._logged([*self._reader.push(event.text), *self._reader.finish()])
         if event.stop_word is None and not self._called and (rest := self._logs.rest()):
             pieces.append(Text(self.number, "", rest))
-        reason: FinishReason = _REASONS[event.reason]
+        reason: FinishReason = "stop" if self._enough else _REASONS[event.reason]
         pieces.append(
             End(
                 self.number,

@@ -29,6 +29,7 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
+STOPPING = "the server is shutting down"
 ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -143,6 +144,8 @@ def told(error: BaseException) -> ApiError:
             return ApiError(400, str(error))
         case TimeoutError():
             return ApiError(504, "the answer took longer than the server allows (--timeout)")
+        case OverflowError():
+            return ApiError(400, "a number in the request is too large")
         case MemoryError():
             return ApiError(500, "the server ran out of memory for this request")
         case _:

@@ -5,12 +5,16 @@ Each answers by itself what it refuses, in the shape of the path's API, and pass
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import re
+import sys
+from time import perf_counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ggrun.server import errors
-from ggrun.server.errors import ApiError, ClientGone
+from ggrun.server.errors import STOPPING, ApiError, ClientGone
 from ggrun.server.settings import Settings, loopback
 
 if TYPE_CHECKING:
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
 OPEN_PATHS = frozenset(["/", "/index.html", "/favicon.ico", "/health", "/v1/health"])  # without a key, as llama-server has them
 OPEN_FOLDERS = ("/static/",)
 METHODS = b"GET, POST, DELETE, OPTIONS"
+
+
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([\w.-]+))(?::\d*)?")  # an address in brackets or a name, and perhaps a port
 
 
 class Headers:
@@ -115,6 +122,31 @@ class Keys:
         return sum(hmac.compare_digest(word, key) for key in self._keys) > 0
 
 
+class Told:
+    """With --verbose, a line on stderr for each request once it is answered: who, what, status, seconds."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._wanted = app, settings.verbose
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._wanted:
+            return await self._app(scope, receive, send)
+        start, status = perf_counter(), "gone"
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        finally:
+            client = (scope.get("client") or ("?",))[0]
+            path = scope["path"].encode("unicode_escape").decode()  # no line breaks, no colours
+            print(f"{client} {scope['method']} {path:.200} {status} {perf_counter() - start:.3f} s", file=sys.stderr, flush=True)
+
+
 class Faults:
     """The last resort: an exception becomes an error in the API's shape, and a sentence in the log; a traceback goes nowhere."""
 
@@ -133,6 +165,9 @@ class Faults:
             await self._app(scope, receive, send_noting)
         except ClientGone:
             pass
+        except asyncio.CancelledError:  # the server gave up waiting for this answer, see `listener`
+            if not started:
+                await errors.response(ApiError(503, STOPPING), scope["path"])(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise
@@ -145,10 +180,8 @@ class Faults:
 
 def _name(host: str) -> str | None:
     """The name or address of a Host header, without its port; None for what is none."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]).lower().rstrip(".") if found else None
 
 
 def _is_open(path: str) -> bool:

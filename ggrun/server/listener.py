@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 BACKLOG = 2048
 MARGIN = 0.5  # seconds of the shutdown kept for writing last events and closing the engine
 KILLED = 130
+SPARE_FILES = 256  # of the process itself, beside connections
 
 
 def bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
@@ -71,7 +73,19 @@ def _why(error: OSError, host: str, port: int) -> str:
 
 def serve(app: Starlette, sockets: list[socket.socket], settings: Settings, start: Callable[[], Awaitable[None]]) -> None:
     """Run until SIGTERM or SIGINT. start: awaited beside the server once it listens; what it raises ends the server and is raised here."""
+    _allow_files(settings.max_connections + SPARE_FILES)
     Server(app, settings, start).run_until_done(sockets)
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise this process's own limit on open files, as far as it may be, so that connections do not end at 1024."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Server(uvicorn.Server):
@@ -118,6 +132,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         seconds, lifetime = self._settings.shutdown_timeout, self._app.state.lifetime
         lifetime.stopping.set()
+        if self.server_state.tasks:
+            print(f"stopping; answers under way have {seconds:g} seconds, and Ctrl-C ends them at once", file=sys.stderr, flush=True)
         loop = asyncio.get_running_loop()
         cut = loop.call_later(max(0.0, seconds - MARGIN), lifetime.cut.set)
         self.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]  # wait_for takes fractions

@@ -5,7 +5,7 @@ Knows token ids and bytes; must not know how any API writes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 from ggrun.server.task import TokenLog
@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 
 
 class TokenLogs:
-    """Keeps what is known of each token until the text it is part of is shown. n_top: likeliest tokens beside each."""
+    """Keeps what is known of each token until the text it is part of is shown.
 
-    def __init__(self, tokenizer: Tokenizer, n_top: int, special: bool) -> None:
+    n_top: likeliest tokens beside each. special: special tokens are shown, all of them; shown: these.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, n_top: int, special: bool, shown: Container[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._n_top = n_top
         self._special = special
+        self._shown = shown
         self._held: list[TokenLog] = []
 
     def add(self, event: TokenEvent) -> None:
         """Note a token that came."""
         if self._n_top >= 0 and event.id is not None:
             top = tuple(self._log(id_, logprob, True) for id_, logprob in event.top[: self._n_top])
-            self._held.append(self._log(event.id, event.logprob, self._special, top))
+            self._held.append(self._log(event.id, event.logprob, self._special or event.id in self._shown, top))
 
     def take(self, text: str) -> tuple[TokenLog, ...]:
         """The tokens that `text` was made of. Those before them, of which nothing is shown (markup), are forgotten."""

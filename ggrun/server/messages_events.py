@@ -5,11 +5,11 @@ Knows Pieces and that API's objects; must not know requests, models or connectio
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from secrets import token_hex
 from typing import Any, Final
 
+from ggrun.server.arguments import read_arguments
 from ggrun.server.task import Call, End, Piece, Text, Thought, Usage
 
 Event = dict[str, Any]
@@ -122,12 +122,3 @@ def usage(counted: Usage) -> dict[str, Any]:
         "output_tokens": counted.answer,
         "output_tokens_details": {"thinking_tokens": counted.thought},
     }
-
-
-def read_arguments(text: str) -> dict[str, Any]:
-    """A call's arguments as an object. What is none, because the answer was cut, comes as it is under a name that says so."""
-    try:
-        value = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"INVALID_JSON": text}

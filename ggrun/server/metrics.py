@@ -60,8 +60,9 @@ class Metrics:
     """A registry of its own, so that several servers of one process do not mix."""
 
     def __init__(self, shelf: Shelf) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a line more for every figure
         self.registry = CollectorRegistry()
         self.requests = Counter("ggrun_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry)
         self.open_requests = Gauge("ggrun_http_requests_open", "Requests being answered.", registry=self.registry)

@@ -25,14 +25,25 @@ FIM: Final = ("fim_pre", "fim_suf", "fim_mid")
 _told: set[tuple[str, str]] = set()
 
 
+async def prompt_of(model: OpenModel, task: Task) -> tuple[list[int], str]:
+    """The ids of a task's prompt and, of a conversation, its text. What the template could not do is said once on stderr.
+
+    ApiError 400 for what cannot be rendered.
+    """
+    if task.messages is not None and task.prompt_ids is None:
+        text = await rendered(model, task)
+        return await _aside(len(text), lambda: chat_tokens(model.engine.tokenizer, text)), text
+    return await _raw_ids(model.engine.tokenizer, task), ""
+
+
 async def prompt_ids(model: OpenModel, task: Task) -> list[int]:
-    """The ids of a task's prompt. What the template could not do is said once on stderr. ApiError 400 for what cannot be rendered."""
+    """The ids alone."""
+    return (await prompt_of(model, task))[0]
+
+
+async def _raw_ids(tokenizer: Tokenizer, task: Task) -> list[int]:
     if task.prompt_ids is not None:
         return list(task.prompt_ids)
-    tokenizer = model.engine.tokenizer
-    if task.messages is not None:
-        text = await rendered(model, task)
-        return await _aside(len(text), lambda: chat_tokens(tokenizer, text))
     if task.suffix is not None:
         return await _aside(_length(task.prompt) + len(task.suffix), lambda: with_gap(tokenizer, task))
     return await _aside(_length(task.prompt), lambda: raw_tokens(tokenizer, task.prompt if task.prompt is not None else ""))

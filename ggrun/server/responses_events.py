@@ -130,7 +130,7 @@ class Answer:
         else:
             self.response["completed_at"] = int(time())
         if end.n_dropped:
-            self.response["n_dropped"] = end.n_dropped
+            self.response |= {"truncated": True, "dropped_tokens": end.n_dropped}
         yield self._event(f"response.{status}", response=self.response)
 
     # ---- events

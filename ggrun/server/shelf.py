@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from ggrun.engine.engine import Engine
 from ggrun.errors import GgrunError
+from ggrun.plan.planner import DoesNotFit
+from ggrun.server.background import in_thread
 from ggrun.server.errors import ApiError
 from ggrun.server.metrics import Metrics
 from ggrun.server.settings import Settings
@@ -41,13 +43,17 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model that may be opened. open: blocks until it is loaded; called in a thread. path None: the embedded model."""
+    """A model that may be opened. open: blocks until it is loaded; called in a thread. path None: the embedded model.
+
+    fits_beside: whether it would run now as well as alone, beside the models that are open; called in a thread.
+    """
 
     name: str
     path: Path | None
     open: Callable[[], Engine]
     aliases: tuple[str, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
+    fits_beside: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +82,50 @@ class ModelState:
     error: str | None = None
 
 
+class _Book:
+    """A model on the shelf: whether it is open, who uses it, and since when nobody does."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.model: OpenModel | None = None
+        self.state: State = "unloaded"
+        self.error: str | None = None
+        self.opening: asyncio.Task[None] | None = None
+        self.leaving = False  # to be closed as soon as nobody uses it
+        self.n_users = 0
+        self.left = time.monotonic()  # when its last user left
+        self.unused = asyncio.Event()  # set while nobody uses it
+        self.unused.set()
+
+    def enter(self) -> None:
+        self.n_users += 1
+        self.unused.clear()
+
+    def leave(self) -> None:
+        self.n_users -= 1
+        self.left = time.monotonic()
+        if not self.n_users:
+            self.unused.set()
+
+
 class Shelf:
-    """One model. Made on any thread, used on the event loop's. metrics: with --metrics, what /metrics tells."""
+    """Several models, the first of them the default. Made on any thread, used on the event loop's. metrics: with --metrics.
+
+    One is opened or closed at a time. Where the memory that is left does not do for a model (the plan says so), the one that was least
+    recently used makes room: as soon as nobody uses it, and who asks for it meanwhile waits until the other is open.
+    """
 
     def __init__(self, entries: Sequence[Entry], settings: Settings) -> None:
-        self._entry, self.settings = entries[0], settings
+        self._books = [_Book(entry) for entry in entries]
+        self._names = {name: book for book in reversed(self._books) for name in (*book.entry.aliases, book.entry.name)}
+        self._names |= {book.entry.name: book for book in self._books}
+        self.settings = settings
         self._made = int(time.time())
         self.metrics = Metrics(self) if settings.metrics else None
-        self._opening: asyncio.Future[OpenModel] | None = None
-        self._model: OpenModel | None = None
-        self._error: str | None = None
-        self._n_users = 0
+        self._changing = asyncio.Lock()
+        self._closed = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._sleeping: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def use(self, name: str | None = None) -> AsyncIterator[OpenModel]:
@@ -95,48 +134,150 @@ class Shelf:
         Raises ApiError 404 for an unknown name where --strict-model asks for that (else the default model answers), 429 when too many
         requests wait, 503 when it cannot be opened.
         """
-        known = (self._entry.name, *self._entry.aliases)
-        if self.settings.strict_model and name is not None and name not in known:
-            raise ApiError(404, f"there is no model {name!r:.80} here; there is {self._entry.name}", code="model_not_found", param="model")
+        book = self._book(name)
         most = self.settings.max_queue
-        if most and self._model and self._n_users >= most + self._model.engine.plan.shape.n_seqs:
+        if most and book.model and book.n_users >= most + book.model.engine.plan.shape.n_seqs:
             raise ApiError(429, f"{most} requests are waiting already; try again later", code="queue_full", headers=RETRY)
-        self._n_users += 1
+        model = await self._opened(book)
         try:
-            yield await self.open()
+            yield model
         finally:
-            self._n_users -= 1
+            book.leave()
+            self._watch()
 
     async def open(self) -> OpenModel:
         """The default model, loaded now if it is not. Raises ApiError 503 with the reason why it cannot be."""
-        if self._opening is None:
-            self._error = None
-            self._opening = asyncio.ensure_future(asyncio.to_thread(self._load))
-        try:
-            self._model = await asyncio.shield(self._opening)
-        except GgrunError as error:
-            self._error, self._opening = str(error), None
-            raise ApiError(503, f"{self._entry.name} cannot be opened: {error}") from error
-        return self._model
+        book = self._books[0]
+        model = await self._opened(book)
+        book.leave()
+        self._watch()
+        return model
+
+    async def unload(self, name: str | None) -> None:
+        """Free a model's memory as soon as nobody uses it; the next request loads it again."""
+        book = self._book(name)
+        async with self._changing:
+            await self._shut(book, "unloaded")
 
     def models(self) -> list[ModelState]:
         """Every model, the default first."""
-        entry, model = self._entry, self._model
-        state: State = "loaded" if model else "loading" if self._opening else "failed" if self._error else "unloaded"
-        created = model.created if model else self._made
-        return [ModelState(entry.name, entry.aliases, entry.path, state, created, model, self._error)]
+        return [
+            ModelState(b.entry.name, b.entry.aliases, b.entry.path, b.state, b.model.created if b.model else self._made, b.model, b.error)
+            for b in self._books
+        ]
 
     async def close(self) -> None:
-        """Close what is open; what it computes is cancelled."""
-        opening, self._opening = self._opening, None
-        if opening:
-            try:
-                model = await opening
-            except GgrunError:
-                return
-            await asyncio.to_thread(model.engine.close)
+        """Close what is open; what it computes is cancelled. What is still being opened is not waited for."""
+        self._closed = True
+        for book in self._books:
+            if book.opening:
+                book.opening.cancel()
+        if self._alarm:
+            self._alarm.cancel()
+        async with self._changing:
+            for book in self._books:
+                model, book.model, book.state = book.model, None, "unloaded"
+                if model:
+                    await asyncio.to_thread(model.engine.close)
 
-    def _load(self) -> OpenModel:
-        entry = self._entry
-        engine = entry.open()
-        return OpenModel(entry.name, entry.path, engine, int(time.time()), entry.defaults, entry.aliases, self.metrics)
+    # ---- opening and closing
+
+    def _book(self, name: str | None) -> _Book:
+        if name is None:
+            return self._books[0]
+        book = self._names.get(name)
+        if book is None and self.settings.strict_model:
+            known = ", ".join(book.entry.name for book in self._books)
+            raise ApiError(404, f"there is no model {name!r:.80} here; there is {known}", code="model_not_found", param="model")
+        return book or self._books[0]
+
+    async def _opened(self, book: _Book) -> OpenModel:
+        """The book's model, with one user more."""
+        while book.model is None or book.leaving:
+            if book.opening is None:
+                book.opening = asyncio.create_task(self._open(book))
+                book.opening.add_done_callback(_heard)
+            await asyncio.shield(book.opening)  # others wait for it, too: it goes on when this request is cancelled
+        book.enter()
+        return book.model
+
+    async def _open(self, book: _Book) -> None:
+        try:
+            async with self._changing:
+                if self._closed:
+                    raise ApiError(503, "the server is shutting down")
+                if book.model is None:
+                    await self._load(book)
+        finally:
+            book.opening = None
+
+    async def _load(self, book: _Book) -> None:
+        entry = book.entry
+        book.state, book.error = "loading", None
+        try:
+            await self._make_room(book)
+            while True:
+                try:
+                    engine = await in_thread(entry.open, lambda engine: engine.close())
+                    break
+                except DoesNotFit:
+                    if not (victim := self._oldest(book)):
+                        raise
+                    await self._shut(victim, "unloaded")
+        except GgrunError as error:
+            book.state, book.error = "failed", str(error)
+            raise ApiError(503, f"{entry.name} cannot be opened: {error}") from error
+        except BaseException as error:
+            book.state, book.error = "failed", str(error)
+            raise
+        book.model = OpenModel(entry.name, entry.path, engine, int(time.time()), entry.defaults, entry.aliases, self.metrics)
+        book.state = "loaded"
+
+    async def _make_room(self, book: _Book) -> None:
+        """Close others, the least recently used first, while the model would run worse for them."""
+        while (victim := self._oldest(book)) and not await asyncio.to_thread(book.entry.fits_beside):
+            await self._shut(victim, "unloaded")
+
+    def _oldest(self, but: _Book) -> _Book | None:
+        """The open model that was used least recently; one that nobody uses now before any other."""
+        others = [book for book in self._books if book.model and book is not but]
+        return min(others, key=lambda book: (book.n_users > 0, book.left), default=None)
+
+    async def _shut(self, book: _Book, state: State) -> None:
+        """Close a model once nobody uses it; who asks for it meanwhile waits. The lock is held."""
+        book.leaving = True
+        try:
+            await book.unused.wait()
+        finally:
+            book.leaving = False
+        model, book.model = book.model, None
+        if model:
+            await asyncio.to_thread(model.engine.close)
+            book.state = state
+
+    # ---- sleeping
+
+    def _watch(self) -> None:
+        """See to it that models nobody uses fall asleep."""
+        if self.settings.sleep_idle >= 0 and not self._closed and self._alarm is None:
+            loop = asyncio.get_running_loop()
+            due = min((book.left for book in self._books if book.model and not book.n_users), default=None)
+            if due is not None:
+                self._alarm = loop.call_later(max(0.01, due + self.settings.sleep_idle - time.monotonic()), self._due)
+
+    def _due(self) -> None:
+        self._alarm = None
+        self._sleeping = asyncio.ensure_future(self._sleep())
+
+    async def _sleep(self) -> None:
+        async with self._changing:
+            for book in self._books:
+                if book.model and not book.n_users and time.monotonic() - book.left >= self.settings.sleep_idle:
+                    await self._shut(book, "sleeping")
+        self._watch()
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    """An opening that failed, and nobody waits for it any more: the book says why."""
+    if not task.cancelled():
+        task.exception()

@@ -62,7 +62,7 @@ async def act(request: Request) -> Response:
         if not text.isdecimal() or int(text[:9]) >= n_slots:
             raise ApiError(400, f"there is no slot {text:.40}; slots go from 0 to {n_slots - 1}", param="id_slot")
         slot = int(text)
-        path = settings.slot_save_path / _checked(asked.filename) if action != "erase" else settings.slot_save_path
+        path = settings.slot_save_path if action == "erase" else _inside(settings.slot_save_path, asked.filename)
         return json_response({"id_slot": slot} | await asyncio.to_thread(ACTIONS[action], model, slot, path))
 
 
@@ -90,11 +90,11 @@ def _erase(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
 ACTIONS: dict[str, Callable[[OpenModel, int, Path], dict[str, Any]]] = {"save": _save, "restore": _restore, "erase": _erase}
 
 
-def _checked(name: str) -> str:
-    """A file name that stays in the folder, or ApiError 400."""
-    if not NAME.fullmatch(name) or name in (".", ".."):
+def _inside(folder: Path, name: str) -> Path:
+    """A file of that name in the folder itself, or ApiError 400."""
+    if not NAME.fullmatch(name) or name in (".", "..") or (folder / name).is_symlink():
         raise ApiError(400, f"filename {name!r:.80} is no plain file name (letters, digits, spaces and . _ + -)", param="filename")
-    return name
+    return folder / name
 
 
 def _ms(start: float) -> float:

@@ -65,7 +65,7 @@ class ScriptedEngine:
         if isinstance(answer, Exception):
             return put(answer)
         stops = StopMatcher(options["stop"])
-        decoder = self.tokenizer.decoder(not options["show_special"], options["strip_space"])
+        decoder = self.tokenizer.decoder(not options["show_special"], options["strip_space"], options["shown"])
         ids = self.tokenizer.encode(answer, add_special=False, parse_special=True)
         limit = options["n_predict"]
         generation.timings.prompt_n = len(generation.prompt_ids)
@@ -94,6 +94,9 @@ class OneModel:
         self.model = model
         self.settings = Settings()
         self.n_used = 0
+        self.metrics = None
+
+    async def close(self) -> None: ...
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[Any]:

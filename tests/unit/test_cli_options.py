@@ -8,6 +8,7 @@ import pytest
 import ggrun
 from ggrun.cli.app import app, main
 from ggrun.cli.options import EngineOptions, PromptOptions, SamplingOptions
+from ggrun.engine.loading import Options
 from ggrun.plan.pins import Pins
 from tests.unit.fake_engine import FakeEngine
 
@@ -85,20 +86,12 @@ def test_tables_have_the_engines_names() -> None:
 def test_defaults(engine: type[FakeEngine]) -> None:
     assert run() == 0
     opened, submitted = engine.opened, engine.last.submitted[0]
-    assert opened == {
-        "model": None,
-        "n_ctx": 0,
-        "n_threads": 0,
-        "n_threads_batch": 0,
-        "n_batch": 2048,
-        "n_ubatch": 512,
-        "n_parallel": 1,
-        "load_mode": "auto",
-        "type_k": "f16",
-        "type_v": "f16",
-        "placement": Pins(),
-        "chat_template": None,
-    }
+    options = {name: opened.pop(name) for name in [*opened] if name not in ("model", "chat_template")}
+    assert opened == {"model": None, "chat_template": None}
+    assert Options(**options) == Options()
+    shown = {field.name: field.type.__metadata__[0].show_default for field in fields(EngineOptions) if field.name != "placement"}
+    for flag, name in (("n_batch",) * 2, ("n_ubatch",) * 2, ("n_parallel",) * 2, ("load_mode",) * 2, ("cache_type_k", "type_k")):
+        assert shown[flag] == str(getattr(Options(), name))
     sampling = submitted["sampling"]
     assert sampling == ggrun.Sampling(seed=sampling.seed)
     assert sampling.seed >= 0  # drawn here, so that it can be told

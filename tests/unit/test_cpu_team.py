@@ -128,6 +128,14 @@ def test_only_the_active_threads_work() -> None:
     team.close()
 
 
+@pytest.mark.parametrize("n", [1, 4, 40])
+def test_abort_in_the_last_step_is_no_finished_run(team: Team, n: int) -> None:
+    """Whoever saw it left chunks out: what the step wrote is not to be used."""
+    memory = program(team, {"kernel": abort.address, "n": n, "k": 0})
+    assert not team.run(team.n_threads)
+    assert memory.nbytes == STEP_BYTES
+
+
 @pytest.mark.parametrize("at", [0, 5])
 def test_abort_ends_the_run_and_is_used_up(team: Team, at: int) -> None:
     seen, threads = np.zeros(10, np.int64), np.zeros(8, np.int64)

@@ -73,16 +73,37 @@ def test_the_null_block_is_never_handed_out() -> None:
     assert all(b.id != NULL_BLOCK for b in blocks if b)
 
 
-def test_a_second_computation_of_the_same_tokens_stays_private() -> None:
+def test_a_second_computation_of_the_same_tokens_gives_way_to_the_first() -> None:
     pool = BlockPool(6)
     first, second = pool.allocate(None), pool.allocate(None)
     assert first is not None
     assert second is not None
-    pool.publish(first, tuple(range(N)))
-    pool.publish(second, tuple(range(N)))
-    assert first.published
-    assert not second.published
+    assert pool.publish(first, tuple(range(N))) is first
+    assert pool.publish(second, tuple(range(N))) is first
+    assert (first.refs, second.refs, pool.n_free) == (2, 0, 4)
     child = pool.allocate(second)
     assert child
-    pool.publish(child, tuple(range(N)))
+    assert pool.publish(child, tuple(range(N))) is child
     assert not child.published  # nothing could reach it
+
+
+def test_a_match_goes_on_behind_blocks_that_are_held() -> None:
+    pool = BlockPool(10)
+    tokens = list(range(3 * N + 5))
+    release(pool, fill(pool, tokens))
+    first = pool.match(tokens[: N + 1])
+    rest = pool.match(tokens, first.blocks)
+    assert [b.tokens for b in first.blocks + rest.blocks] == [tuple(tokens[i * N : (i + 1) * N]) for i in range(3)]
+    assert rest.n_copy == 4
+    assert (pool.n_cached, pool.n_free) == (1, 6)
+
+
+def test_what_is_used_again_is_evicted_later() -> None:
+    """Also after it was held and released so often that the order of eviction is written anew."""
+    pool = BlockPool(4)
+    for i in range(3):
+        release(pool, fill(pool, [i] * N))
+    for _ in range(200):
+        release(pool, pool.match([0] * (N + 1)).blocks)
+    assert [pool.allocate(None) is not None for _ in range(2)] == [True, True]
+    assert [len(pool.match([i] * (N + 1)).blocks) for i in range(3)] == [1, 0, 0]

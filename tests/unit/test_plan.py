@@ -158,3 +158,30 @@ def test_a_control_group_limits_what_is_available(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("n", "text"), [(640, "640 B"), (1536, "1.50 KiB"), (3 << 29, "1.50 GiB"), (5 * MIB, "5.00 MiB")])
 def test_human(n: int, text: str) -> None:
     assert human(n) == text
+
+
+def test_a_pool_is_shared_and_each_sequence_may_have_its_own_share_of_it() -> None:
+    p = plan(Request(n_ctx=1000, kv_tokens=2500, n_seqs=4), 1000 * MIB)
+    assert (p.shape.n_ctx, p.shape.n_kv_blocks, p.shape.kv_tokens, p.shape.shared) == (1000, 1 + 79, 2528, True)
+    assert "2528 tokens shared by 4 sequences" in next(line.what for line in p.ledger.lines if line.purpose == "kv")
+    one = plan(Request(n_ctx=4096, kv_tokens=4096, n_seqs=4), 1000 * MIB)
+    apart = plan(Request(n_ctx=4096 * 4, n_seqs=4), 1000 * MIB)
+    assert one.shape.n_ctx == apart.shape.n_ctx == 4096
+    assert 4 * one.ledger.total(purpose="kv") - apart.ledger.total(purpose="kv") == 3 * KV_BLOCK_TOKENS * 4096  # of the null block
+    assert not plan(Request(n_ctx=1000, kv_tokens=1000), 1000 * MIB).shape.shared
+
+
+def test_a_pool_is_chosen_so_that_one_sequence_may_have_all_of_it() -> None:
+    p = plan(Request(kv_tokens=-1, n_seqs=4), 1000 * MIB)
+    assert (p.shape.n_ctx, p.shape.kv_tokens) == (4096, 4096)
+    small = plan(Request(kv_tokens=-1, n_seqs=4), 200 * MIB, n_ctx_train=32768)
+    assert small.shape.n_ctx == small.shape.kv_tokens < 32768
+    assert f"context: {small.shape.n_ctx} tokens, what leaves a quarter" in small.notes[-1]
+
+
+def test_a_pool_that_is_too_large_is_refused_with_the_largest_that_fits() -> None:
+    with pytest.raises(DoesNotFit, match="--kv-tokens") as refused:
+        plan(Request(n_ctx=8192, kv_tokens=100_000), 200 * MIB)
+    ((_, n_ctx, flag, n_tokens),) = refused.value.flags
+    assert (n_ctx, flag) == ("8192", "--kv-tokens")
+    assert plan(Request(n_ctx=8192, kv_tokens=int(n_tokens)), 200 * MIB).ledger.total() <= 200 * MIB

@@ -207,3 +207,18 @@ def test_a_task_is_solved_the_same_way_twice() -> None:
     from ggrun.plan.solve import solve
 
     assert solve(one).ledger == solve(replace(one)).ledger
+
+
+def test_a_pool_of_slots_is_solved_like_one_context() -> None:
+    """Chosen, pinned and refused: what counts is the pool, whatever number of sequences shares it."""
+    pool = Request(n_threads=8, n_seqs=4, kv_tokens=-1)
+    one, four = planned(LLAMA_3, machine((8,))), planned(LLAMA_3, machine((8,)), request=pool)
+    assert (four.shape.n_ctx, four.shape.kv_tokens) == (one.shape.n_ctx, one.shape.n_ctx)
+    pinned = planned(LLAMA_3, machine((24,)), 8192, Request(n_threads=8, n_seqs=4, kv_tokens=32768))
+    assert (pinned.shape.n_ctx, pinned.shape.kv_tokens, layers(pinned)) == (8192, 32768, 33)
+    with pytest.raises(DoesNotFit) as refused:
+        planned(LLAMA_2, machine((6,)), 4096, Request(n_threads=8, n_seqs=4, kv_tokens=32768), n_gpu_layers="20")
+    shorter = refused.value.flags[-1]
+    assert (shorter[:5], shorter[6:]) == (("-ngl", "20", "-c", "4096", "--kv-tokens"), ("-np", "4"))
+    fits = planned(LLAMA_2, machine((6,)), 4096, Request(n_threads=8, n_seqs=4, kv_tokens=int(shorter[5])), n_gpu_layers="20")
+    assert fits.shape.kv_tokens == int(shorter[5]) >= 4096

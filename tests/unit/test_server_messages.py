@@ -9,8 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from ggrun.server import messages
+from ggrun.server.arguments import read_arguments
 from ggrun.server.errors import ApiError
-from ggrun.server.messages_events import Answer, read_arguments
+from ggrun.server.messages_events import Answer
 from ggrun.server.messages_request import CountRequest, MessagesRequest, task_of
 from ggrun.server.task import Call, Output, Text, Thought
 from tests.unit.server_pieces import Script, bare_app, client, end, events_of
@@ -216,7 +217,7 @@ def test_why_an_answer_ended(piece: Any, max_tokens: int, reason: str, word: str
 
 def test_arguments_that_are_no_object_are_not_passed_off_as_one() -> None:
     assert read_arguments(" ") == {}
-    for text in ('{"town": "U', "[1]", "[" * 100_000):
+    for text in ('{"town": "U', "[1]", "[" * 100_000, '{"a": "\\ud800"}', '{"a": NaN}'):
         assert read_arguments(text) == {"INVALID_JSON": text}
 
 

@@ -215,7 +215,7 @@ def test_an_answer_that_was_cut_is_incomplete() -> None:
     assert events[-1]["type"] == "response.incomplete"
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert response["output"][0]["status"] == "incomplete"
-    assert response["n_dropped"] == 4
+    assert (response["truncated"], response["dropped_tokens"]) == (True, 4)
 
 
 def test_an_answer_without_a_word_has_an_empty_message() -> None:

@@ -59,9 +59,11 @@ def _do_alone(control, thread, step, chunks):
 def _go_on(control, thread, step):
     """Do steps from `step` on until one has chunks to share, and share it, or finish the run."""
     end = control_field(control, "steps_end")
-    while step < end:
-        if atomics.load(word(control, "abort")) != 0:
+    while True:
+        if atomics.load(word(control, "abort")) != 0:  # also after the last step: some of its chunks may have been left out
             store_i64(word(control, "stopped"), 1)
+            break
+        if step >= end:
             break
         chunks = _call(field(step, "kernel"), step, control, thread, -1)
         if chunks == 1 or chunks > _MOST_CHUNKS:

@@ -70,7 +70,7 @@ function layersView(units, order) {
 }
 
 function sentence(plan) {
-  const parts = [`${count(plan.n_ctx)} tokens of context × ${plan.n_parallel}, prompts in steps of ${plan.n_ubatch}, ${plan.n_threads} threads.`];
+  const parts = [`${plan.n_parallel} slots of up to ${count(plan.n_ctx)} tokens, ${count(plan.kv_tokens)} together; prompts in steps of ${plan.n_ubatch}; ${plan.n_threads} threads.`];
   const offload = Object.keys(plan.op_offload?.units ?? {});
   if (offload.length) parts.push(`For prompts of ${plan.op_offload.from_tokens} tokens or more, ${offload.length} units are streamed to a GPU.`);
   if (plan.prediction) parts.push(`Predicted: ${rate(plan.prediction.prompt)} tokens a second of a prompt, ${rate(plan.prediction.answer)} of an answer.`);
