@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ggrun.server import (
+    embeddings,
     errors,
     health,
     live,
@@ -41,6 +42,7 @@ MODULES = (  # each has ROUTES
     models,
     openai_chat,
     openai_completions,
+    embeddings,
     native_completion,
     responses,
     native,

@@ -135,7 +135,7 @@ def refusal(why: str) -> Callable[[Request], Awaitable[Response]]:
 
     @operation("Not supported", answer="never: this is refused")
     async def refused(request: Request) -> Response:
-        raise ApiError(501, f"{request.url.path} is not supported: {why}")
+        raise ApiError(400, f"{request.url.path} is not supported: {why}")
 
     return refused
 
