@@ -65,13 +65,13 @@ class Served:
     """`ggrun serve` in a process, on a port of its own."""
 
     def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-m", "ggrun", "serve", "--port", "0", "--temp", "0", *flags]
+        command = [sys.executable, "-m", "ggrun", "serve", "--port", "0", "--temp", "0", "--no-disk-cache", *flags]
         self.process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert self.process.stdout
         said = []
         for line in self.process.stdout:
             said.append(line)
-            if found := re.search(r"listening at (http://\S+)", line):
+            if found := re.search(r"listening at (http://[^\s,]+)", line):
                 self.base = found[1]
                 break
         else:
