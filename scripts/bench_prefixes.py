@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ggrun import Engine, Sampling  # noqa: E402
-from ggrun.plan.ledger import human  # noqa: E402
+from ggrun import Engine, Sampling
+from ggrun.plan.ledger import human
 
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 
