@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ class Served:
 
     def __init__(self, *arguments: str | Path, **variables: str) -> None:
         path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH", ""))))
-        command = [sys.executable, "-m", "ggrun", "serve", "--port", "0", *map(str, arguments)]
+        command = [sys.executable, "-m", "ggrun", "serve", "--port", "0", "--no-disk-cache", *map(str, arguments)]
         self._out = os.memfd_create("stderr")
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._out, env=environment(PYTHONPATH=path, **variables)
@@ -43,6 +43,16 @@ class Served:
     @property
     def said(self) -> str:
         return os.pread(self._out, 1 << 20, 0).decode()
+
+    @property
+    def n_sockets(self) -> int:
+        """How many sockets the process has open."""
+        folder = Path(f"/proc/{self.process.pid}/fd")
+        names = []
+        for file in folder.iterdir():
+            with suppress(OSError):  # closed meanwhile
+                names.append(os.readlink(file))
+        return sum(name.startswith("socket:") for name in names)
 
     def __enter__(self) -> "Served":
         return self

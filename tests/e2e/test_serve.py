@@ -1,6 +1,5 @@
 """The real server in a process: starting, keys, hosts, limits on what clients do, and its end."""
 
-import os
 import signal
 import socket
 import struct
@@ -208,9 +207,28 @@ def test_requests_in_a_full_queue(limited: Served) -> None:
     assert limited.idle()
 
 
-def test_no_file_or_connection_is_left(limited: Served) -> None:
-    files = f"/proc/{limited.process.pid}/fd"
-    before = len(os.listdir(files))
+def test_a_client_that_does_not_read() -> None:
+    """Its stream stops at the limit, and then its connection is dropped, though it never takes what was written."""
+    with Served("--context-shift", "--timeout", "2") as served:
+        before = served.n_sockets
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.connect(("127.0.0.1", served.port))
+            data = b'{"prompt": "The json module", "ignore_eos": true, "max_tokens": -1, "stream": true, "n": 4}'
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            sock.sendall(head % len(data) + data)
+            time.sleep(1)
+            assert served.n_sockets > before
+            assert served.idle(20)
+            end = time.monotonic() + 20
+            while served.n_sockets > before and time.monotonic() < end:
+                time.sleep(0.1)
+            assert served.n_sockets <= before
+        assert served.ask("GET", "/health")[0] == 200
+
+
+def test_no_connection_is_left(limited: Served) -> None:
+    before = limited.n_sockets
     for _ in range(60):
         with limited.connect() as sock:
             sock.sendall(b"GET /health HT")
@@ -219,9 +237,9 @@ def test_no_file_or_connection_is_left(limited: Served) -> None:
             pass
     assert limited.idle()
     end = time.monotonic() + 5
-    while len(os.listdir(files)) > before and time.monotonic() < end:
+    while limited.n_sockets > before and time.monotonic() < end:
         time.sleep(0.05)
-    assert len(os.listdir(files)) <= before
+    assert limited.n_sockets <= before
 
 
 # ---- its end
