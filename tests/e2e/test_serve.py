@@ -242,6 +242,30 @@ def test_no_connection_is_left(limited: Served) -> None:
     assert limited.n_sockets <= before
 
 
+def test_the_plain_loop_and_parser_do_the_same() -> None:
+    """Without uvloop and httptools, which are an extra."""
+    with Served("--read-timeout", "1", "--max-connections", "3", "--context-shift", without=["uvloop", "httptools"]) as served:
+        assert served.ask("POST", "/v1/chat/completions", CHAT)[0] == 200
+        assert served.ask("POST", "/v1/chat/completions", CHAT, host="evil.example")[0] == 403
+        with served.connect() as sock:
+            sock.sendall(b"GET /health HTTP/1.1\r\nhost: loc")
+            assert rest_of(sock).startswith(b"HTTP/1.1 408")
+        with served.connect() as sock:
+            sock.sendall(b"no http at all\r\n\r\n")
+            answer = rest_of(sock)
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert b'"error"' in answer
+        with served.connect(), served.connect(), served.connect(), served.connect() as fourth:
+            assert rest_of(fourth).startswith(b"HTTP/1.1 503")
+        with served.stream():
+            pass
+        assert served.idle(1)
+        with served.stream() as sock:
+            served.process.send_signal(signal.SIGTERM)
+            assert b"the server is shutting down" in rest_of(sock)
+            assert served.process.wait(10) == 0
+
+
 # ---- its end
 
 
