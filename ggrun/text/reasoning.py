@@ -26,7 +26,7 @@ class ReasoningStyle:
     """Thoughts come first, between begin and end. dropped: marks around the answer that follows, which are no part of it.
 
     signature: what a template contains whose model thinks this way. channels: the model names a channel before everything it says, as
-    gpt-oss does; begin and end are then not used.
+    gpt-oss does; begin and end are then not used. then: what is written between a thought and what follows it.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ReasoningStyle:
     dropped: tuple[str, ...] = ()
     signature: tuple[str, ...] = ()
     channels: bool = False
+    then: str = ""
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -57,9 +58,9 @@ STYLES: Final[tuple[ReasoningStyle, ...]] = (
         "channels", "<|channel|>", "<|message|>", ("<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>"),
         ("<|channel|>", "<|message|>"), channels=True,
     ),
-    _style(
+    ReasoningStyle(
         "solar", "<|think|>", "<|end|>", ("<|begin|>assistant", "<|begin|>", "<|content|>"),
-        ("<|think|>", "<|content|>", "<|begin|>assistant"),
+        ("<|think|>", "<|content|>", "<|begin|>assistant"), then="<|begin|>assistant",
     ),
     _style("gemma4", "<|channel>thought", "<channel|>"),
     _style("mistral", "[THINK]", "[/THINK]"),

@@ -143,7 +143,7 @@ class Markers:
         """
         while True:
             match = self.search(source.text, source.at)
-            if match:
+            if match and (source.ended or source.text[match.start() :] not in self._beginnings):  # else it may yet be a longer one
                 text = source.take(match.start() - source.at)
                 kept = text.rstrip() if trim else text
                 self.trimmed = text[len(kept) :]

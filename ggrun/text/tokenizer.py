@@ -77,8 +77,11 @@ class Tokenizer:
         return ids
 
     def encode_part(self, text: str) -> list[int]:
-        """The ids of ordinary text in the middle of other text: no special tokens, and no space put before it."""
-        return self._spelling.encode(text) if text else []
+        """The ids of text in the middle of other text: no control tokens, and no space put before it."""
+        ids: list[int] = []
+        for part in self._matcher.split(text, parse_special=False):
+            ids += [part] if isinstance(part, int) else self._spelling.encode(part)
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`, without the space that encoding put before it; incomplete characters are U+FFFD."""

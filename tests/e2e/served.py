@@ -65,7 +65,7 @@ def serving(*arguments: str | Path) -> Iterator[Served]:
         assert process.stderr
         for line in process.stderr:
             served.said.append(line.rstrip())
-            if found := re.search(r"listening at (http://\S+)", line):
+            if found := re.search(r"listening at (http://[^\s,]+)", line):
                 served.url = found[1]
                 ready.set()
         ready.set()

@@ -2,5 +2,6 @@
 
 from ggrun.text.tool_calls.derive import format_for, formats_for
 from ggrun.text.tool_calls.formats import FORMATS, GENERIC, HARMONY, CallFormat
+from ggrun.text.tool_calls.grammar import call_grammar
 
-__all__ = ["FORMATS", "GENERIC", "HARMONY", "CallFormat", "format_for", "formats_for"]
+__all__ = ["FORMATS", "GENERIC", "HARMONY", "CallFormat", "call_grammar", "format_for", "formats_for"]

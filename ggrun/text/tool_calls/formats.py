@@ -23,8 +23,8 @@ _ARGUMENTS_KEY: Final = re.compile(r'"(\w+)"\s*:\s*$')
 class CallFormat:
     """One row. first, last: what stands once before and after all calls of an answer; between: between two of them.
 
-    dialect: how values are written (of loose_json.DIALECTS). signature: what a template contains whose model uses this format, if the
-    template does not show a call. also: rows such models use beside it.
+    dialect: how values are written (of loose_json.DIALECTS). id_pattern: what an id looks like. signature: what a template contains whose
+    model uses this format, if the template does not show a call. also: rows such models use beside it.
     """
 
     name: str
@@ -34,6 +34,7 @@ class CallFormat:
     between: str = ""
     argument: str = ""
     dialect: str = "json"
+    id_pattern: str = "[a-zA-Z0-9]{9}"
     signature: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
 
@@ -54,7 +55,7 @@ class CallFormat:
     def spell(self, name: str, arguments: Mapping[str, Any], id: str = "") -> str:
         """A call as the model writes it, without first and last."""
         if self.argument:
-            text = "".join(self.argument.replace("«key»", key).replace("«value»", _plain(v)) for key, v in arguments.items())
+            text = "".join(self.argument.replace("«key»", key).replace("«value»", plain(v)) for key, v in arguments.items())
         elif self.dialect == "json":
             text = json.dumps(arguments, ensure_ascii=False)
         else:
@@ -134,7 +135,8 @@ def _shape(row: CallFormat) -> Shape:
     return Shape(tuple(words(begin)), tuple(opener), listed, name_key, arguments_key, tuple(header), bracket, tuple(words(after)))
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value that stands in tags: text as it is, all else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -197,7 +199,8 @@ FORMATS: Final[tuple[CallFormat, ...]] = (
     ),
     CallFormat(
         "kimi", "<|tool_call_begin|>functions.«name»:«id»<|tool_call_argument_begin|>«arguments»<|tool_call_end|>",
-        first="<|tool_calls_section_begin|>", last="<|tool_calls_section_end|>", signature=("<|tool_call_begin|>",),
+        first="<|tool_calls_section_begin|>", last="<|tool_calls_section_end|>",
+        id_pattern="[0-9]{1,2}", signature=("<|tool_call_begin|>",),
     ),
     CallFormat("gemma4", "<|tool_call>call:«name»{«arguments»}<tool_call|>", dialect="gemma", signature=("<|tool_call>", "<tool_call|>")),
     CallFormat(

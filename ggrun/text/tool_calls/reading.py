@@ -263,7 +263,9 @@ class CallReader:
     def _tagged(self, source: Source, row: CallFormat, call: _Call) -> Steps[None]:
         """Arguments that stand in tags of their own."""
         shape = argument_shape(row.argument)
-        properties = self._parameters.get(call.name, {}).get("properties", {})
+        schema = self._parameters.get(call.name, {})
+        properties = schema.get("properties")
+        properties = properties if isinstance(properties, Mapping) else {}
         separator = "{"
         while True:
             yield from source.skip_space()
@@ -278,7 +280,7 @@ class CallReader:
             if shape.newline_before and (yield from source.follows("\n")):
                 source.take(1)
             call.arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
-            yield from _tagged_value(source, shape, call, kind_of(properties.get(key)))
+            yield from _tagged_value(source, shape, call, kind_of(properties.get(key), schema))
             yield from _expect(source, shape.after[1:])
             separator = ", "
 

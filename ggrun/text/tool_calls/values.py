@@ -17,6 +17,7 @@ _TYPES: Final[dict[type, tuple[str, ...]]] = {
     list: ("array",),
     type(None): ("null",),
 }
+_MAX_REFS: Final = 8
 _ANYTHING: Final = frozenset(name for names in _TYPES.values() for name in names)
 
 
@@ -31,12 +32,26 @@ class Kind:
         return self.types == {"string"}
 
 
-def kind_of(schema: Any) -> Kind:
-    """What a property's schema says; everything, where it does not say it plainly."""
-    return Kind(_types(schema, 0))
+def kind_of(schema: Any, root: Any = None) -> Kind:
+    """What a property's schema says; everything, where it does not say it plainly. root: the schema that its $ref refers to."""
+    return Kind(_types(schema, root, 0))
 
 
-def _types(schema: Any, depth: int) -> frozenset[str]:
+def resolved(schema: Any, root: Any) -> Any:
+    """The schema that a schema which is a reference within root refers to; itself otherwise."""
+    for _ in range(_MAX_REFS):
+        ref = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if not isinstance(ref, str) or not ref.startswith("#/"):
+            return schema
+        target = root
+        for name in ref[2:].split("/"):
+            target = target.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
+        schema = target
+    return schema
+
+
+def _types(schema: Any, root: Any, depth: int) -> frozenset[str]:
+    schema = resolved(schema, root)
     if not isinstance(schema, Mapping) or depth > 8:
         return _ANYTHING
     if "const" in schema or isinstance(schema.get("enum"), list):
@@ -44,7 +59,7 @@ def _types(schema: Any, depth: int) -> frozenset[str]:
         return frozenset(name for item in values for name in _TYPES.get(type(item), ())) or _ANYTHING
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list) and schema[key]:
-            return frozenset().union(*(_types(option, depth + 1) for option in schema[key]))
+            return frozenset().union(*(_types(option, root, depth + 1) for option in schema[key]))
     given = schema.get("type")
     names = frozenset([given] if isinstance(given, str) else given if isinstance(given, list) else ())
     return names & _ANYTHING or _ANYTHING
