@@ -70,6 +70,16 @@ class TextCommand(Command):
 class ServeCommand(Command):
     """A command that also knows llama-server's flags it has not: accepted with a note, or refused by name (`llama_server.FLAGS`)."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for parameter in self.get_params(ctx):  # llama.cpp's other ways to write yes and no
+            name = parameter.envvar if isinstance(parameter.envvar, str) else ""
+            if name and getattr(parameter, "is_flag", False):
+                opposite = name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_")
+                value = "disabled" if opposite in os.environ else os.environ.get(name, "").lower()
+                if value in ("enabled", "disabled"):
+                    os.environ[name] = "1" if value == "enabled" else "0"
+        return super().parse_args(ctx, args)
+
     def make_parser(self, ctx: Any) -> Any:
         parser: Any = super().make_parser(ctx)
         match = parser._match_long_opt

@@ -24,6 +24,7 @@ from ggrun.plan.describe import unit_rows
 from ggrun.plan.ledger import human
 from ggrun.plan.planner import DoesNotFit
 from ggrun.server.app import create_app
+from ggrun.server.errors import ApiError
 from ggrun.server.listener import bind, serve
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Defaults, Entry, Shelf
@@ -55,7 +56,10 @@ def run(
     sockets = bind(own.hosts, own.port)
 
     async def start() -> None:
-        opened = await shelf.open()
+        try:
+            opened = await shelf.open()
+        except ApiError as error:
+            raise GgrunError(error.message) from error
         for line in greeting(opened.engine, opened.name, sockets, own):
             screen.note(line)
 

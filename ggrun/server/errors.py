@@ -29,6 +29,7 @@ TYPES = {
     503: "unavailable_error",
     504: "timeout_error",
 }
+STOPPING = "the server is shutting down"
 ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",

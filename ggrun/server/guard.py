@@ -5,6 +5,7 @@ Each answers by itself what it refuses, in the shape of the path's API, and pass
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ggrun.server import errors
-from ggrun.server.errors import ApiError, ClientGone
+from ggrun.server.errors import STOPPING, ApiError, ClientGone
 from ggrun.server.settings import Settings, loopback
 
 if TYPE_CHECKING:
@@ -164,6 +165,9 @@ class Faults:
             await self._app(scope, receive, send_noting)
         except ClientGone:
             pass
+        except asyncio.CancelledError:  # the server gave up waiting for this answer, see `listener`
+            if not started:
+                await errors.response(ApiError(503, STOPPING), scope["path"])(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ggrun.engine.engine import Engine
 from ggrun.errors import GgrunError
 from ggrun.plan.planner import DoesNotFit
+from ggrun.server.background import in_thread
 from ggrun.server.errors import ApiError
 from ggrun.server.metrics import Metrics
 from ggrun.server.settings import Settings
@@ -166,8 +167,11 @@ class Shelf:
         ]
 
     async def close(self) -> None:
-        """Close what is open; what it computes is cancelled."""
+        """Close what is open; what it computes is cancelled. What is still being opened is not waited for."""
         self._closed = True
+        for book in self._books:
+            if book.opening:
+                book.opening.cancel()
         if self._alarm:
             self._alarm.cancel()
         async with self._changing:
@@ -214,7 +218,7 @@ class Shelf:
             await self._make_room(book)
             while True:
                 try:
-                    engine = await asyncio.to_thread(entry.open)
+                    engine = await in_thread(entry.open, lambda engine: engine.close())
                     break
                 except DoesNotFit:
                     if not (victim := self._oldest(book)):

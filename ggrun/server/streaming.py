@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.responses import Response
 
 from ggrun.server import errors
-from ggrun.server.errors import ApiError, ClientGone
+from ggrun.server.errors import STOPPING, ApiError, ClientGone
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Chunks = AsyncGenerator[bytes, None]
 COMMENT = b": keep-alive\n\n"
-STOPPING = "the server is shutting down"
 
 
 def event(data: bytes, name: str | None = None) -> bytes:

@@ -4,14 +4,18 @@ import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPO
 from tests.e2e.command import ggrun
 from tests.e2e.serving import Served, rest_of
 
@@ -266,6 +270,44 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
         assert time.monotonic() - start < 1
 
 
+SLOW = """
+import time
+from ggrun.server.app import create_app
+from ggrun.server.listener import bind, serve
+from ggrun.server.settings import Settings
+from ggrun.server.shelf import Entry, Shelf
+
+shelf = Shelf([Entry("slow", None, lambda: time.sleep(60))], Settings())
+sockets = bind(("127.0.0.1",), 0)
+
+async def start():
+    print(sockets[0].getsockname()[1], flush=True)
+    await shelf.open()
+
+serve(create_app(shelf, Settings()), sockets, Settings(), start)
+"""
+
+
+def test_a_signal_while_a_model_loads() -> None:
+    with subprocess.Popen([sys.executable, "-c", SLOW], cwd=REPO, stdout=subprocess.PIPE, text=True) as process:
+        port = int(process.stdout.readline())
+        connection = HTTPConnection("127.0.0.1", port, timeout=10)
+        end = time.monotonic() + 10
+        while True:
+            connection.request("GET", "/health")
+            answer = connection.getresponse()
+            text = answer.read()
+            if b"Loading model" in text or time.monotonic() > end:
+                break
+        assert (answer.status, b"Loading model" in text) == (503, True)
+        connection.request("POST", "/tokenize", b'{"content": "a"}', {"content-type": "application/json"})  # waits for the model
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert connection.getresponse().status == 503
+        assert process.wait(20) == 0
+        assert time.monotonic() - start < 7
+
+
 def test_a_port_in_use(server: Served) -> None:
     done = ggrun("serve", "--port", str(server.port))
     assert done.returncode == 1
@@ -308,6 +350,7 @@ def test_a_wide_address_without_a_key_warns() -> None:
         (["--chat-template-kwargs", "[]"], "must be a JSON object"),
         (["--ssl-key-file", "x"], "https needs both"),
         (["--host", "nosuchhost.invalid"], "is no address of this machine"),
+        (["-c", "900000000"], "pydoc cannot be opened: "),
         (["-m", "nosuch.gguf"], "there is no file nosuch.gguf"),
         (["--temp", "nan"], "--temp must be a number"),
     ],
@@ -323,7 +366,10 @@ def test_flags_of_llama_server_start_it() -> None:
     line = "-t 1 -tb 1 --prio 1 --poll 50 -fa auto -ngl 0 --no-warmup -kvu --log-disable --no-mmproj -np 2 -c 512 -b 256 -ub 128"
     line += " -ctk q8_0 -ctv q8_0 --cache-reuse 256 -sps 0.5 --temp 0.2 --top-k 20 --jinja --reasoning-format none -to 60 --slots"
     line += " --threads-http 4 -a one,two"
-    with Served(*line.split(), LLAMA_ARG_MMPROJ_OFFLOAD="1") as served:
+    variables = {"LLAMA_ARG_MMPROJ_OFFLOAD": "1", "LLAMA_ARG_ENDPOINT_METRICS": "enabled", "LLAMA_ARG_NO_UI": "1"}
+    with Served(*line.split(), **variables) as served:
+        assert served.ask("GET", "/metrics")[0] == 200
+        assert "with a page" not in served.said
         assert "--prio has no effect" in served.said
         assert "LLAMA_ARG_MMPROJ_OFFLOAD has no effect" in served.said
         assert "one: a conversation may grow to 512 tokens (-c); 2 slots (-np)" in served.said
