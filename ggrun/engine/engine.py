@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from collections.abc import Sequence as Seq
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,14 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.engine.embedding import Embedding, default_pooling
 from ggrun.engine.generation import Generation
 from ggrun.engine.loading import Options, Planned, load, plan_model
 from ggrun.engine.loop import Loop
 from ggrun.engine.sampling import Sampler, Sampling
 from ggrun.engine.sequence import Overflow, Sequence
+from ggrun.engine.slots import Slots
 from ggrun.engine.stops import StopMatcher
+from ggrun.engine.tiers import Tiers, form_of, origin_of
 from ggrun.errors import GgrunError
 from ggrun.runtime.executor import Progress
+from ggrun.runtime.hidden import HeadNorm
 from ggrun.text import ChatTemplate, Tokenizer, chat_template, load_tokenizer
 
 if TYPE_CHECKING:
@@ -53,7 +58,15 @@ class Engine:
         except BaseException:
             self._executor.close()
             raise
-        self._loop = Loop(self._executor, self.plan.shape, self.spec.n_vocab, options.step_ms / 1e3)
+        self._form = form_of(self.plan.program, self.plan.shape)
+        try:
+            tiers = Tiers.open(self.file, self.plan, options.disk_cache, options.disk_cache_mib)
+        except BaseException:
+            self._executor.close()
+            raise
+        self._tier_notes = tiers.notes
+        norm = HeadNorm(self.plan.program, self.file.tensors)
+        self._loop = Loop(self._executor, self.plan.shape, self.spec.n_vocab, options.step_ms / 1e3, norm, tiers)
         self._closed = False
 
     @classmethod
@@ -80,7 +93,7 @@ class Engine:
     @property
     def notes(self) -> list[str]:
         """Sentences for the user about how the model was opened, and what became of it since."""
-        return [*self.plan.notes, *self.file.notes, *self._executor.notes]
+        return [*self.plan.notes, *self.file.notes, *self._executor.notes, *self._tier_notes]
 
     @property
     def n_ctx(self) -> int:
@@ -110,15 +123,16 @@ class Engine:
         on_overflow "shift" drops the older half of what follows the first `keep` tokens when the context is full (keep < 0: the whole
         prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens; shown: of these.
         strip_space: the text answers a chat, so drop the space that SentencePiece vocabularies put before it. n_top: how many likeliest
-        tokens each event tells. constraint: what the answer must look like (for this answer alone; see `constraint_for`); it is "stop"ped
-        as soon as nothing may follow. truncate: of a prompt that does not fit, drop what follows the first `keep` tokens
-        (and the one that begins every text) until half of the rest is free, and count it in Generation.n_cut. cache_prompt False: compute
-        all of the prompt anew. listener: see Generation. Raises ContextExceeded, or GgrunError for ids that cannot be run.
+        tokens each event tells; -1: no log probabilities at all, which is faster. constraint: what the answer must look like (for this
+        answer alone; see `constraint_for`); it is "stop"ped as soon as nothing may follow. truncate: of a prompt that does not fit, drop
+        what follows the first `keep` tokens (and the one that begins every text) until half of the rest is free, and count it in
+        Generation.n_cut. cache_prompt False: compute all of the prompt anew. listener: see Generation. Raises ContextExceeded, or
+        GgrunError for ids that cannot be run.
         """
         ids = self._checked(prompt_ids, fits=on_overflow != "shift" and not truncate)
         sampling = sampling or Sampling()
-        if n_top < 0:
-            raise GgrunError(f"n_top must be at least 0, not {n_top}")
+        if n_top < -1:
+            raise GgrunError(f"n_top must be at least 0, or -1 for no log probabilities, not {n_top}")
         sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer, n_top=n_top, constraint=constraint)
         ends = frozenset() if sampling.ignore_eos else self.tokenizer.end_of_generation
         generation = Generation(ids, sampler.seed, self._loop.cancel, listener)
@@ -171,6 +185,41 @@ class Engine:
     def forward(self, ids: Seq[int]) -> NDArray[np.float32]:
         """Logits float32 [len(ids), n_vocab] of every position of one sequence."""
         return self._loop.forward(self._checked(ids, room=0))
+
+    @cached_property
+    def pooling(self) -> str:
+        """How `embed` pools unless it is told: what the file says, or "last"."""
+        return default_pooling(self.file.metadata, self.spec.architecture)
+
+    def embed(self, ids: Seq[int], pooling: str | None = None, cancelled: Callable[[], bool] | None = None) -> NDArray[np.float32]:
+        """One row for a text: the hidden rows after the last norm pooled by "mean", "last" or "cls" (None: `pooling`), float32 [n_embd].
+
+        Not normalized. Blocks; any thread may call it, and others' tokens go on. cancelled is asked every now and then: Cancelled is
+        raised within 200 ms after it said True. ContextExceeded for a text longer than the context.
+        """
+        return self._loop.embed(Embedding(self._checked(ids, room=0), pooling or self.pooling), cancelled)
+
+    @cached_property
+    def _slots(self) -> Slots:
+        return self._loop.slots(self._form, origin_of(self.file, self._form))
+
+    def save_slot(self, slot: int, path: str | Path) -> tuple[int, int]:
+        """Write the tokens of who is in a slot, or was last, with their keys and values; returns how many tokens, and the file's bytes.
+
+        The file is its owner's alone and appears when it is complete. GgrunError.
+        """
+        return self._slots.save(slot, Path(path))
+
+    def restore_slot(self, slot: int, path: str | Path) -> tuple[int, int]:
+        """Bring back what `save_slot` wrote: the next prompt that begins so finds it computed. Returns tokens and bytes.
+
+        GgrunError for another model's file, other KV types, a damaged file, and a slot at work.
+        """
+        return self._slots.restore(slot, Path(path))
+
+    def erase_slot(self, slot: int) -> int:
+        """Forget what a slot holds, but for what others build on; returns how many tokens. GgrunError for a slot at work."""
+        return self._slots.erase(slot)
 
     def status(self) -> EngineStatus:
         """What the engine is doing, from any thread; cheap."""

@@ -6,6 +6,7 @@ matching block the common cells are copied. Knows ids only: one id indexes every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -26,6 +27,8 @@ class Block:
     refs: int = 0
     used: int = 0  # clock of the last release, for eviction
     children: list[Block] = field(default_factory=list)
+    key: bytes = b""  # its name outside of the pool, see `chain`; empty until it is asked for
+    uses: int = 0  # how often it was found after it had been computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class BlockPool:
     def __init__(self, n_blocks: int) -> None:
         self.n_blocks = n_blocks - 1  # that can be had
         self.n_cached = 0  # published and referenced by nobody
+        self.evicting: Callable[[Block], None] = lambda block: None  # told of a cached block just before it is lost
         self._free = [Block(i) for i in range(n_blocks - 1, NULL_BLOCK, -1)]
         self._root = Block(NULL_BLOCK, published=True, refs=1)
         self._clock = 0
@@ -63,7 +67,7 @@ class BlockPool:
         while True:
             best, n_best = None, 0
             for child in node.children:
-                n = _common(child.tokens, tokens, at, limit)
+                n = common(child.tokens, tokens, at, limit)
                 if n > n_best:
                     best, n_best = child, n
             if best is None or n_best < KV_BLOCK_TOKENS:
@@ -72,12 +76,32 @@ class BlockPool:
             blocks.append(best)
             node, at = best, at + KV_BLOCK_TOKENS
 
+    def path(self, tokens: Seq[int]) -> list[Block]:
+        """The published full blocks that tokens begin with; no references are taken."""
+        node, found = self._root, list[Block]()
+        for at in range(0, len(tokens) - KV_BLOCK_TOKENS + 1, KV_BLOCK_TOKENS):
+            wanted = tuple(tokens[at : at + KV_BLOCK_TOKENS])
+            child = next((child for child in node.children if child.tokens == wanted), None)
+            if child is None:
+                break
+            found.append(child)
+            node = child
+        return found
+
+    def forget(self, block: Block) -> bool:
+        """Free a cached block at once, without telling `evicting`; False when a sequence or another block builds on it."""
+        if not _evictable(block):
+            return False
+        self._drop(block)
+        return True
+
     def allocate(self, parent: Block | None) -> Block | None:
         """A block for the tokens after `parent` (None: the first); evicts the least recently used cached one. None when all are in use."""
         if not self._free and not self._evict():
             return None
         block = self._free.pop()
         block.parent, block.tokens, block.published, block.refs = parent or self._root, (), False, 1
+        block.key, block.uses = b"", 0
         return block
 
     def hold(self, block: Block) -> None:
@@ -130,21 +154,25 @@ class BlockPool:
             used, _, block = heappop(self._leaves)
             if used != block.used or not _evictable(block):
                 continue
-            assert block.parent is not None
-            block.parent.children.remove(block)
-            block.published = False
-            self.n_cached -= 1
-            self._free.append(block)
-            self._offer(block.parent)
+            self.evicting(block)
+            self._drop(block)
             return True
         return False
+
+    def _drop(self, block: Block) -> None:
+        assert block.parent is not None
+        block.parent.children.remove(block)
+        block.published = False
+        self.n_cached -= 1
+        self._free.append(block)
+        self._offer(block.parent)
 
 
 def _evictable(block: Block) -> bool:
     return block.published and block.refs == 0 and not block.children
 
 
-def _common(held: tuple[int, ...], tokens: Seq[int], at: int, limit: int) -> int:
+def common(held: tuple[int, ...], tokens: Seq[int], at: int, limit: int) -> int:
     """How many of `held` equal tokens[at:limit]."""
     n = 0
     for a, b in zip(held, tokens[at : min(limit, at + len(held))]):

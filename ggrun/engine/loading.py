@@ -11,11 +11,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from ggrun.engine import places
+from ggrun.engine.tiers import CHOOSE, cache_lines
 from ggrun.errors import GgrunError
 from ggrun.gguf import GgufFile, open_gguf
 from ggrun.models import ModelSpec, build_program
 from ggrun.plan.cost import Cost
 from ggrun.plan.device import KV_TYPES, Device, MissingKernels, Place
+from ggrun.plan.ledger import Ledger
 from ggrun.plan.memory import has_huge_pages
 from ggrun.plan.pins import ALL, Pins
 from ggrun.plan.planner import Plan, Request, Room, make_plan
@@ -51,6 +53,9 @@ class Options:
     executor: str = "auto"
     reuse: bool = True
     placement: Pins = field(default_factory=Pins)
+    cram_mib: int = 0  # host memory for KV blocks that leave the pool; -1: choose, 0: none
+    disk_cache: Path | None = None  # folder in which prompts' keys and values outlive the process; None: they do not
+    disk_cache_mib: int = 4096  # the most it takes
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -58,6 +63,8 @@ class Options:
             ("-b", self.n_batch, 1),
             ("-ub", self.n_ubatch, 1),
             ("-np", self.n_parallel, 1),
+            ("-cram", self.cram_mib, CHOOSE),
+            ("--disk-cache-mib", self.disk_cache_mib, 0),
             ("--kv-tokens", self.kv_tokens, -1),
             ("--step-ms", self.step_ms, 0),
         ):
@@ -112,6 +119,7 @@ def plan_model(path: str | Path | None, options: Options, where: Sequence[Place]
         assert isinstance(device, CpuDevice)
         devices = {place.device.name: place.device for place in where}
         plan = replace(plan, notes=(*plan.notes, *notes, *(_gpu_notes(options, where) if here else ())))
+        plan = _with_caches(plan, options)
         return Planned(file, spec, program, plan, device, n_threads, n_batch_threads, devices, tuple(where))
     except BaseException:
         file.close()
@@ -120,7 +128,13 @@ def plan_model(path: str | Path | None, options: Options, where: Sequence[Place]
 
 def replan(planned: Planned, options: Options) -> Plan:
     """The plan of an open model under other options, on the same machine."""
-    return _plan(planned.file, planned.spec, planned.program, options, planned.places)
+    return _with_caches(_plan(planned.file, planned.spec, planned.program, options, planned.places), options)
+
+
+def _with_caches(plan: Plan, options: Options) -> Plan:
+    """The plan with what is kept of keys and values beside the pool in its ledger."""
+    lines, _ = cache_lines(plan, options.cram_mib, options.disk_cache is not None)
+    return replace(plan, ledger=Ledger((*plan.ledger.lines, *lines))) if lines else plan
 
 
 def _threads(options: Options) -> tuple[int, int, list[str]]:

@@ -15,31 +15,55 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ggrun.engine.embedding import Embedder, Embedding
 from ggrun.engine.generation import Finished, FinishReason, Generation, TokenEvent
 from ggrun.engine.kv import Block, BlockPool
+from ggrun.engine.kv_file import Origin
 from ggrun.engine.pace import Pace
+from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.sampling import SampledToken, Sampler
 from ggrun.engine.scheduler import Scheduler, Work
 from ggrun.engine.sequence import Sequence
+from ggrun.engine.slots import Slots
 from ggrun.engine.status import EngineStatus, SlotState, SlotStatus, Totals
+from ggrun.engine.tiers import Tiers
 from ggrun.errors import GgrunError
 from ggrun.plan.device import KV_BLOCK_TOKENS, Shape
 from ggrun.runtime.executor import Batch, Cancelled, Executor, Highest
+from ggrun.runtime.kv_form import KvForm
 
 T = TypeVar("T")
+Rows = NDArray[np.float32]
+POLL_SECONDS = 0.05  # between two looks whether a caller still wants its embedding
 
 
 class Loop:
-    """Starts at once; `close` ends it and what runs. The executor stays the caller's to close."""
+    """Starts at once; `close` ends it and what runs. The executor stays the caller's to close.
 
-    def __init__(self, executor: Executor, shape: Shape, n_vocab: int, step_seconds: float = 0) -> None:
-        """step_seconds: about how long a step may take that computes prompts beside answers; 0: as long as it takes."""
+    step_seconds: about how long a step may take that computes prompts beside answers; 0: as long as it takes. norm: of the head, for
+    embeddings. tiers: where blocks are kept beside the pool.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        shape: Shape,
+        n_vocab: int,
+        step_seconds: float = 0,
+        norm: Callable[[Rows], Rows] = lambda rows: rows,
+        tiers: Tiers | None = None,
+    ) -> None:
         self._executor, self._shape, self._n_vocab = executor, shape, n_vocab
         self._pool = BlockPool(shape.n_kv_blocks)
-        self._scheduler = Scheduler(shape, self._pool, executor, Pace(step_seconds))
+        tiers = tiers or Tiers()
+        self._prefixes = Prefixes(self._pool, executor, tiers.host, tiers.disk)
+        self._scheduler = Scheduler(shape, self._pool, self._prefixes, Pace(step_seconds))
+        self._embedder = Embedder(executor, shape, self._pool, self._prefixes, norm)
         self._totals = Totals()
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closed = False
+        if tiers.disk:
+            tiers.disk.on_ready = lambda: self._inbox.put(lambda: None)
         self._sending = threading.Lock()  # so that nothing is sent after the last message
         self._thread = threading.Thread(target=self._run, name="ggrun-engine", daemon=True)
         self._thread.start()
@@ -48,7 +72,7 @@ class Loop:
 
     def submit(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
-        self._send(lambda: self._scheduler.submit(sequence))
+        self._send(lambda: self._accept(sequence))
 
     def cancel(self, generation: Generation) -> None:
         """Stop a generation whose `cancelled` is set."""
@@ -72,6 +96,36 @@ class Loop:
         if error is not None:
             raise error
         return answer  # type: ignore[return-value]  # T, when there is no error
+
+    def embed(self, job: Embedding, cancelled: Callable[[], bool] | None = None) -> Rows:
+        """Wait for an embedding, float32 [n_embd]. Raises Cancelled within 200 ms after `cancelled` says so."""
+        self._send(lambda: self._embedder.queue.append(job))
+        while not job.done.wait(POLL_SECONDS if cancelled else None):
+            if cancelled and cancelled() and not job.cancelled:
+                job.cancelled = True
+                self._inbox.put(lambda: None)
+                if job.blocks:
+                    self._executor.abort()
+        if job.error:
+            raise job.error
+        if job.cancelled:
+            raise Cancelled
+        return job.result
+
+    def slots(self, form: KvForm, origin: Origin) -> Slots:
+        """What saves and restores slots."""
+
+        def held(slot: int) -> tuple[list[int], bool]:
+            for s in self._scheduler.running:
+                if s.slot == slot:
+                    return s.tokens[: s.n_computed], True
+            return self._scheduler.held[slot], False
+
+        def hold(slot: int, tokens: list[int]) -> None:
+            self._scheduler.held[slot] = tokens
+
+        n_seqs, n_ctx = self._shape.n_seqs, self._shape.n_ctx
+        return Slots(self.call, self._prefixes, self._pool, form, origin, n_seqs, n_ctx, held, hold)
 
     def forward(self, tokens: list[int]) -> NDArray[np.float32]:
         """Logits float32 [len(tokens), n_vocab] of every position."""
@@ -113,31 +167,46 @@ class Loop:
     def _run(self) -> None:
         while self._read_inbox():
             self._drop_cancelled()
-            if not self._scheduler.busy:
-                continue
+            busy = self._scheduler.busy
             try:
-                self._step()
+                self._prefixes.store(busy)
+                self._embedder.step(busy)
+                if busy:
+                    self._step()
             except Cancelled:
                 continue  # whoever was cancelled is dropped above; the others' tokens are computed again
             except Exception as error:
                 for sequence in (*self._scheduler.running, *self._scheduler.waiting):
                     self._fail(sequence, error)
+        self._prefixes.close()
         while not self._inbox.empty():  # sent while close() was under way: whoever waits for an answer gets one
             if message := self._inbox.get():
                 message()
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
             self._finish(sequence, "cancelled")
+        self._embedder.close()
 
     def _read_inbox(self) -> bool:
         """Carry out all messages, waiting for one when there is nothing to compute; False after close."""
         try:
-            message = self._inbox.get(block=not self._scheduler.busy)
+            message = self._inbox.get(block=not (self._scheduler.busy or self._embedder.queue or self._prefixes.pending))
             while message is not None:
                 message()
                 message = self._inbox.get_nowait()
         except Empty:
             return True
         return False
+
+    def _accept(self, sequence: Sequence) -> None:
+        """Queue a sequence when the beginning of its prompt has come from the disk, if it is there."""
+        generation = sequence.generation
+
+        def submit() -> None:
+            self._scheduler.submit(sequence)
+
+        if not sequence.cache_prompt:
+            return submit()
+        self._prefixes.fetch(sequence.tokens, lambda: generation.cancelled, self._inbox.put, submit)
 
     def _drop_cancelled(self) -> None:
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
@@ -149,7 +218,7 @@ class Loop:
         began = perf_counter()
         batch, work = self._scheduler.next()
         if not work:
-            if len(self._scheduler.running) == 1:  # not even alone it finds a block
+            if len(self._scheduler.running) == 1 and not self._embedder.holds:  # not even alone it finds a block
                 self._overflow(self._scheduler.running[0])
             return
         n_chunks = sum(item.n for item in work if item.sequence.generation.state != "answer")

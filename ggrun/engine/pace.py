@@ -6,6 +6,7 @@ from collections import deque
 from statistics import median
 
 LEAST = 16  # tokens of prompts in a step, however slow the machine is: fewer are dearer each, and the prompt would never end
+_AIM = 0.95  # of the target: other things happen in the process now and then
 _FIRST = 64  # while nothing has been measured
 _RECENT = 5  # steps that count, by their median: one that something else held up changes nothing
 _TELLING = 8  # tokens of prompts from which a step's time says something about them
@@ -30,7 +31,7 @@ class Pace:
             return most
         if not self._each:
             return min(most, _FIRST)
-        left = self.target - self._base()
+        left = _AIM * self.target - self._base()
         return max(min(most, LEAST), min(most, int(left / median(self._each))))
 
     def note(self, n_prompt: int, seconds: float) -> None:

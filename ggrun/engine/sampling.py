@@ -169,7 +169,7 @@ def _bias(entry: Any) -> tuple[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """logprob: natural logarithm of the token's probability under the model alone, before any setting changed it.
+    """logprob: natural logarithm of the token's probability under the model alone, before any setting changed it (0 with an n_top of -1).
 
     top: the likeliest tokens of the model alone, (id, logprob) in falling order.
     """
@@ -183,8 +183,9 @@ class Sampler:
     """The state of one sequence's sampling: random numbers, the tokens so far, mirostat's running estimate.
 
     Begin with the prompt, then accept every token of the answer, in order. `seed` is the one in use; n_top: how many likeliest tokens
-    are told with each. constraint: what the answer must look like; only tokens of its mask are candidates, and its `accept` is the
-    caller's to call, for tokens of the answer alone. GgrunError for a logit_bias outside the vocabulary.
+    are told with each; -1: no logarithms at all, which saves half of the time. constraint: what the answer must look like; only tokens
+    of its mask are candidates, and its `accept` is the caller's to call, for tokens of the answer alone. GgrunError for a logit_bias
+    outside the vocabulary.
     """
 
     def __init__(
@@ -255,14 +256,14 @@ class Sampler:
         if peak == -math.inf:
             raise GgrunError("the model gave no token a usable logit: the file's weights are damaged or not what its metadata says")
         candidates = Candidates(logits)
-        log_total = peak + math.log(candidates.weights()[1])
-        top = Candidates(logits).likeliest(self._n_top) if self._n_top else ()
+        log_total = peak + math.log(candidates.weights()[1]) if self._n_top >= 0 else 0.0
+        top = Candidates(logits).likeliest(self._n_top) if self._n_top > 0 else ()
         if self.constraint is not None:
             candidates.allow(self.constraint.mask())
         if len(self._bias_ids):
             candidates.add(self._bias_ids, self._bias_values)
         id_ = self._choose(candidates)
-        return SampledToken(id_, float(logits[id_]) - log_total, _natural(top, log_total))
+        return self._token(id_, float(logits[id_]), log_total, top)
 
     def sample_highest(self, ids: NDArray[np.int32], logits: NDArray[np.float32], log_total: float) -> SampledToken:
         """What `sample` chooses, from the n_highest highest logits alone. ids: int32 [k], logits: float32 [k], any order, all finite.
@@ -273,9 +274,14 @@ class Sampler:
 
         order = ids.argsort()
         candidates = Candidates(logits[order], ids[order].astype("int64"))
-        top = candidates.likeliest(self._n_top) if self._n_top else ()
+        top = candidates.likeliest(self._n_top) if self._n_top > 0 else ()
         id_ = self._choose(candidates)
-        return SampledToken(id_, float(logits[ids == id_][0]) - log_total, _natural(top, log_total))
+        return self._token(id_, float(logits[ids == id_][0]), log_total, top)
+
+    def _token(self, id: int, logit: float, log_total: float, top: Sequence[tuple[int, float]]) -> SampledToken:
+        if self._n_top < 0:
+            return SampledToken(id, 0.0)
+        return SampledToken(id, logit - log_total, tuple((other, value - log_total) for other, value in top if value > -math.inf))
 
     def _choose(self, candidates: Candidates) -> int:
         for step in self._steps:
@@ -289,7 +295,3 @@ class Sampler:
             surprise = -math.log2(float(weights[position]) / total)
             self.mu -= self.sampling.mirostat_eta * (surprise - self.sampling.mirostat_tau)
         return candidates.id_at(position)
-
-
-def _natural(top: Sequence[tuple[int, float]], log_total: float) -> tuple[tuple[int, float], ...]:
-    return tuple((id_, logit - log_total) for id_, logit in top if logit > -math.inf)

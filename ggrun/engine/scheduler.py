@@ -15,9 +15,10 @@ import numpy as np
 
 from ggrun.engine.kv import Block, BlockPool
 from ggrun.engine.pace import Pace
+from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.sequence import Sequence
 from ggrun.plan.device import KV_BLOCK_TOKENS, Shape
-from ggrun.runtime.executor import Batch, Executor
+from ggrun.runtime.executor import Batch
 
 _PIECE = 1024  # tokens that are compared at once
 
@@ -37,7 +38,7 @@ class Scheduler:
     waiting and running are in the order of arrival, and who runs arrived before who waits.
     """
 
-    def __init__(self, shape: Shape, pool: BlockPool, executor: Executor, pace: Pace | None = None) -> None:
+    def __init__(self, shape: Shape, pool: BlockPool, prefixes: Prefixes, pace: Pace | None = None) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.n_preempted = 0
@@ -45,7 +46,8 @@ class Scheduler:
         self._n_submitted = 0
         self._shape = shape
         self._pool = pool
-        self._executor = executor
+        self._prefixes = prefixes
+        self.held: list[list[int]] = [[] for _ in range(shape.n_seqs)]  # tokens computed of who was last in each slot
         self._slots = list(range(shape.n_seqs - 1, -1, -1))
         self._tables = np.zeros((shape.n_seqs, -(-shape.n_ctx // KV_BLOCK_TOKENS)), np.int32)
         self._ids, self._positions, self._seqs = (np.zeros(shape.n_ubatch, np.int32) for _ in range(3))
@@ -125,6 +127,7 @@ class Scheduler:
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._slots.append(sequence.slot)
+        self.held[sequence.slot] = sequence.tokens[: sequence.n_computed]
         sequence.slot = sequence.generation.slot = -1
         sequence.leader = None
         sequence.drop_blocks(self._pool)
@@ -143,24 +146,13 @@ class Scheduler:
         """Point a sequence at the cached blocks its tokens go on with, and choose whom it waits for."""
         if not sequence.cache_prompt:
             return
-        match = self._pool.match(sequence.tokens, sequence.blocks)
-        sequence.blocks += match.blocks
+        self._prefixes.extend(sequence.tokens, sequence.blocks)
         sequence.n_computed = len(sequence.blocks) * KV_BLOCK_TOKENS
         self._choose_leader(sequence)
-        if match.source is not None and not sequence.leader:
-            self._copy(sequence, match.source, match.n_copy)
+        if not sequence.leader:
+            sequence.n_computed += self._prefixes.begin(sequence.tokens, sequence.blocks)
         self._point(sequence)
         sequence.generation.timings.cache_n += sequence.seen()
-
-    def _copy(self, sequence: Sequence, source: Block, n: int) -> None:
-        """Begin the sequence's next block with the first n cells of another, if there is a block for it."""
-        self._pool.hold(source)
-        block = self._pool.allocate(sequence.blocks[-1] if sequence.blocks else None)
-        if block is not None:
-            self._executor.copy_block(source.id, block.id)
-            sequence.blocks.append(block)
-            sequence.n_computed += n
-        self._pool.release(source)
 
     def _choose_leader(self, sequence: Sequence) -> None:
         """The older sequence that is computing most of what this one needs next, in whole blocks; None where nobody is."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 
 from ggrun.gguf.error import GgufError, quoted
+from ggrun.gguf.fingerprint import fingerprint
 from ggrun.gguf.header import Header, read_header
 from ggrun.gguf.mapping import LOAD_MODES, FileBytes, Progress
 from ggrun.gguf.metadata import Value
@@ -101,6 +102,13 @@ class GgufFile:
                 )
                 return
         self.load_mode = "mlock"
+
+    def fingerprint(self) -> str:
+        """Hexadecimal; alike for copies of a model, different for other weights (`fingerprint`). GgufError when a file cannot be read."""
+        try:
+            return fingerprint((part.path, header.data_start, header.data_end) for part, header in self._parts)
+        except OSError as error:
+            raise GgufError(f"{self.path} cannot be read any more: {error.strerror}") from error
 
     def close(self) -> None:
         """Let go of the weights and the files."""

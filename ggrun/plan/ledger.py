@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Purpose = Literal["weights", "kv", "scratch", "process", "staging", "driver", "stream"]
+Purpose = Literal["weights", "kv", "scratch", "process", "staging", "driver", "stream", "cache"]
 
 
 @dataclass(frozen=True, slots=True)

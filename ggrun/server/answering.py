@@ -141,7 +141,7 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
             show_special=task.special,
             shown=shown,
             strip_space=task.messages is not None,
-            n_top=max(task.n_top, 0),
+            n_top=task.n_top,
             truncate=task.truncate,
             cache_prompt=task.cache_prompt is not False,
         )

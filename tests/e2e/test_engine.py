@@ -205,7 +205,7 @@ def test_the_likeliest_tokens_are_the_models_own(engine: Engine) -> None:
         np.testing.assert_allclose([p for _, p in event.top], natural[want], atol=1e-5)
         assert event.logprob == pytest.approx(natural[event.id], abs=1e-5)
     with pytest.raises(GgrunError, match="n_top"):
-        engine.submit(PROMPT, n_top=-1)
+        engine.submit(PROMPT, n_top=-2)
 
 
 def test_a_prompt_is_cut_only_when_that_is_asked_for() -> None:

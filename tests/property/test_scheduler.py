@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ggrun.engine.generation import Generation
 from ggrun.engine.kv import BlockPool
 from ggrun.engine.pace import Pace
+from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.scheduler import Scheduler
 from ggrun.engine.sequence import Sequence
 from ggrun.plan.device import KV_BLOCK_TOKENS as N
@@ -74,7 +75,7 @@ def test_every_token_sees_its_own_past(actions: list, n_seqs: int, n_ubatch: int
     shape = Shape(N_CTX, n_seqs, n_ubatch, n_seqs, 1, 1 + n_blocks)
     pool, cells, pace = BlockPool(shape.n_kv_blocks), Cells(shape.n_kv_blocks), Pace(target)
     pace.note(20, 1.0)
-    scheduler = Scheduler(shape, pool, cells, pace)  # type: ignore[arg-type]
+    scheduler = Scheduler(shape, pool, Prefixes(pool, cells), pace)  # type: ignore[arg-type]
     alive: list[Sequence] = []
     n_steps = 0
     while actions or scheduler.busy:
@@ -131,7 +132,8 @@ def run_until_idle(scheduler: Scheduler, cells: Cells, n_answer: int = 3) -> lis
 def scheduler_of(n_seqs: int, n_ctx: int, n_blocks: int, n_ubatch: int = 64, pace: Pace | None = None) -> tuple[Scheduler, Cells]:
     shape = Shape(n_ctx, n_seqs, n_ubatch, n_seqs, 1, 1 + n_blocks)
     cells = Cells(shape.n_kv_blocks)
-    return Scheduler(shape, BlockPool(shape.n_kv_blocks), cells, pace), cells  # type: ignore[arg-type]
+    pool = BlockPool(shape.n_kv_blocks)
+    return Scheduler(shape, pool, Prefixes(pool, cells), pace), cells  # type: ignore[arg-type]
 
 
 def test_prompts_that_arrive_together_compute_what_they_share_once() -> None:
@@ -218,7 +220,7 @@ def test_the_newest_is_preempted_and_goes_on_first() -> None:
 
 
 def test_pace_follows_a_machine_and_forgets_a_stall() -> None:
-    pace = Pace(0.1)
+    pace = Pace(0.1 / 0.95)
     assert 16 <= pace.room(512) <= 512
     for _ in range(10):
         pace.note(0, 0.02)

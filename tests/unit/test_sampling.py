@@ -352,9 +352,10 @@ def test_values_out_of_range_are_refused_by_flag(settings: dict[str, Any], flag:
 )
 def test_the_highest_logits_alone_give_the_same_tokens(settings: dict[str, Any]) -> None:
     rng = np.random.default_rng(3)
-    whole, few = (Sampler(Sampling(**({"seed": 5} | settings)), 5000) for _ in range(2))
+    sampling = Sampling(**({"seed": 5} | settings))
+    whole, few, untold = Sampler(sampling, 5000, n_top=6), Sampler(sampling, 5000, n_top=6), Sampler(sampling, 5000, n_top=-1)
     k = few.n_highest
-    assert 0 < k <= 40
+    assert max(6, untold.n_highest) == k <= 40
     for _ in range(50):
         logits = np.round(rng.standard_normal(5000) * 3, 1).astype(np.float32)  # rounded: many are equal
         ids = np.argsort(-logits, kind="stable")[:k].astype(np.int32)
@@ -362,6 +363,10 @@ def test_the_highest_logits_alone_give_the_same_tokens(settings: dict[str, Any])
         a, b = whole.sample(logits), few.sample_highest(ids, logits[ids], total)
         assert a.id == b.id
         assert a.logprob == pytest.approx(b.logprob, abs=1e-5)
+        assert [id_ for id_, _ in a.top] == [id_ for id_, _ in b.top] == ids[:6].tolist()
+        assert [p for _, p in a.top] == pytest.approx([p for _, p in b.top], abs=1e-5)
+        assert dict(a.top).get(a.id, a.logprob) == a.logprob
+        assert untold.sample(logits) == SampledToken(a.id, 0.0)
 
 
 @pytest.mark.parametrize(
