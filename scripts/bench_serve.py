@@ -25,6 +25,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -94,7 +95,7 @@ async def arrival(url: str, seed: object) -> tuple[float, float, list[float]]:
         times = list(stream.times)
         streaming.cancel()
         await asyncio.gather(streaming, return_exceptions=True)
-    during = [(a, b) for a, b in zip(times, times[1:]) if b > start and a < end]
+    during = [(a, b) for a, b in pairwise(times) if b > start and a < end]
     return alone.first, beside.first, [b - a for a, b in during]
 
 
@@ -144,7 +145,7 @@ def main() -> None:
                 print(row(f"{n}, llama-cpp-python's server", runs), flush=True)
     if 1 in totals and 8 in totals:
         print(f"\nEight clients together get {totals[8] / totals[1]:.2f} times what one gets.")
-    alone, beside = (median(values) for values in list(zip(*((a, b) for a, b, _ in arrivals))))
+    alone, beside = (median(values) for values in zip(*((a, b) for a, b, _ in arrivals)))
     gap, gap99 = percentiles([gap for _, _, gaps in arrivals for gap in gaps])
     print(
         f"\nA prompt of about {LONG} tokens: first token after {alone:.2f} s alone, {beside:.2f} s while another answer streams "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -31,7 +32,7 @@ class Heard:
 
     @property
     def gaps(self) -> list[float]:
-        return [b - a for a, b in zip(self.times, self.times[1:])]
+        return [b - a for a, b in pairwise(self.times)]
 
 
 async def complete(client: httpx.AsyncClient, url: str, prompt: str, n: int, heard: Heard | None = None, **more: Any) -> Heard:
