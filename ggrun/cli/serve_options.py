@@ -118,13 +118,14 @@ class CacheOptions:
             "--cache-ram",
             metavar="MIB",
             env="LLAMA_ARG_CACHE_RAM",
-            shown=8192,
-            help="memory for prompts beside the pool; -1: no limit",
+            shown="a quarter of what is free, 8192 at most",
+            help="memory for what leaves the pool; 0: none",
         ),
-    ] = 8192
+    ] = -1
     disk_cache: Annotated[
         bool, _slots("--disk-cache/--no-disk-cache", shown="on", help="keep beginnings that several prompts had for the next start")
     ] = True
+    disk_cache_mib: Annotated[int, _slots("--disk-cache-mib", metavar="MIB", shown=4096, help="disk that those beginnings may take")] = 4096
     slot_save_path: Annotated[
         str | None,
         _slots("--slot-save-path", metavar="FOLDER", env="LLAMA_ARG_SLOT_SAVE_PATH", help="where /slots/N?action=save keeps slots"),

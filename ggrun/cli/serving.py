@@ -19,6 +19,7 @@ from ggrun.cli.screen import Screen
 from ggrun.cli.serve_options import AnswerOptions, CacheOptions, LimitOptions, ListenOptions, RouteOptions, ServedEngineOptions
 from ggrun.engine.gpus import look_again
 from ggrun.engine.loading import Options, embedded_model, plan_model
+from ggrun.engine.tiers import default_disk_cache
 from ggrun.errors import GgrunError
 from ggrun.plan.describe import unit_rows
 from ggrun.plan.ledger import human
@@ -238,7 +239,8 @@ def _served(model: Model, engine: ServedEngineOptions, cache: CacheOptions) -> d
         "kv_tokens": engine.kv_tokens or model.options.get("kv_tokens") or -1,
         "step_ms": STEP_MS if engine.step_ms is None else engine.step_ms,
         "cram_mib": cache.cache_ram,
-        "disk_cache": cache.disk_cache,
+        "disk_cache": default_disk_cache() if cache.disk_cache else None,
+        "disk_cache_mib": cache.disk_cache_mib,
     }
     if engine.n_parallel == -1:  # llama-server's word for its own choice
         wanted["n_parallel"] = ServedEngineOptions().n_parallel

@@ -133,8 +133,8 @@ def replan(planned: Planned, options: Options) -> Plan:
 
 def _with_caches(plan: Plan, options: Options) -> Plan:
     """The plan with what is kept of keys and values beside the pool in its ledger."""
-    lines, _ = cache_lines(plan, options.cram_mib, options.disk_cache is not None)
-    return replace(plan, ledger=Ledger((*plan.ledger.lines, *lines))) if lines else plan
+    lines, note = cache_lines(plan, options.cram_mib, options.disk_cache is not None)
+    return replace(plan, ledger=Ledger((*plan.ledger.lines, *lines)), notes=(*plan.notes, *([note] if note else [])))
 
 
 def _threads(options: Options) -> tuple[int, int, list[str]]:

@@ -8,6 +8,7 @@ from statistics import median
 LEAST = 16  # tokens of prompts in a step, however slow the machine is: fewer are dearer each, and the prompt would never end
 _AIM = 0.95  # of the target: other things happen in the process now and then
 _FIRST = 64  # while nothing has been measured
+_SHARE = 0.25  # what a token of a prompt takes of a step of answers, while only such steps have been measured
 _RECENT = 5  # steps that count, by their median: one that something else held up changes nothing
 _TELLING = 8  # tokens of prompts from which a step's time says something about them
 
@@ -29,10 +30,11 @@ class Pace:
         """Tokens of prompts, at most `most`, for a step that has answers, too."""
         if not self.target:
             return most
-        if not self._each:
+        if not self._each and not self._answers:
             return min(most, _FIRST)
         left = _AIM * self.target - self._base()
-        return max(min(most, LEAST), min(most, int(left / median(self._each))))
+        each = median(self._each) if self._each else _SHARE * self._base()
+        return max(min(most, LEAST), min(most, int(left / each)))
 
     def note(self, n_prompt: int, seconds: float) -> None:
         """A step with n_prompt tokens of prompts took so long."""

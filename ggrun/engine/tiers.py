@@ -42,24 +42,23 @@ def origin_of(file: GgufFile, form: KvForm) -> Origin:
     return Origin(file.fingerprint(), blake2b(form.signature, digest_size=16).hexdigest(), types, form.n_bytes)
 
 
-def cache_lines(plan: Plan, cram_mib: int, on_disk: bool) -> tuple[list[Line], int]:
-    """The ledger's lines for blocks beside the pool, and the bytes of host memory for those that had to leave it.
+def cache_lines(plan: Plan, cram_mib: int, on_disk: bool) -> tuple[list[Line], str]:
+    """The ledger's lines for blocks beside the pool, and what is to be said of them, if anything.
 
-    cram_mib: CHOOSE takes a quarter of what the plan leaves free, MOST_CHOSEN at most. GgrunError when what is asked for is not free.
+    cram_mib: CHOOSE takes a quarter of what the plan leaves free, MOST_CHOSEN at most; a number is the most that is taken.
     """
     block_bytes = form_of(plan.program, plan.shape).n_bytes
     cpu = next((room.device for room in plan.rooms if room.device == "CPU"), plan.ledger.lines[0].device)
     staging = staging_bytes(block_bytes) if on_disk else 0
     free = max(0, plan.available_bytes - plan.ledger.total(cpu) - staging)
     wanted = min(MOST_CHOSEN * MIB, free // 4) if cram_mib == CHOOSE else cram_mib * MIB
-    if wanted > free:
-        raise GgrunError(f"-cram {cram_mib} takes {human(wanted)} of memory and the plan leaves {human(free)}; take less, or 0 for none")
-    n_bytes = wanted // block_bytes * block_bytes
+    n_bytes = min(wanted, free // 2) // block_bytes * block_bytes
+    note = f"-cram {cram_mib}: {human(n_bytes)} is taken, half of what the plan leaves free" if wanted > free // 2 else ""
     lines = [
         Line(cpu, "cache", "KV blocks that left the pool (-cram)", n_bytes),
         Line(cpu, "staging", "KV blocks on their way to and from the disk", staging),
     ]
-    return [line for line in lines if line.n_bytes], n_bytes
+    return [line for line in lines if line.n_bytes], note
 
 
 @dataclass

@@ -16,8 +16,9 @@ from ggrun.engine.sampling import Sampling
 from ggrun.errors import GgrunError
 from ggrun.server.choices import Answer, Choice
 from ggrun.server.errors import ApiError
+from ggrun.server.forms import constraint_of
 from ggrun.server.logprobs import TokenLogs
-from ggrun.server.reading import Parsed, Plain, Reader, style_of, thought_marks
+from ggrun.server.reading import Parsed, Plain, Reader, style_of
 from ggrun.server.rendering import prompt_of
 from ggrun.server.settings import Settings
 from ggrun.server.task import Call, End, Piece, Task, Text, Thought, TokenLog
@@ -103,7 +104,7 @@ async def prepare(model: OpenModel, task: Task, settings: Settings | None = None
         raise too_long(len(ids), engine.n_ctx)
     n_predict = task.n_predict if task.n_predict is not None else model.defaults.n_predict
     style = await asyncio.to_thread(style_of, engine.chat_template) if task.messages is not None else None
-    constraint = await _constraint(model, task, text, style)
+    constraint = await constraint_of(engine.tokenizer, engine.chat_template, task, text, style)
     return Prepared(model, task, ids, sampling, n_predict, constraint, text, style)
 
 
@@ -208,22 +209,6 @@ def reader_of(prepared: Prepared, number: int) -> Reader:
     tools = () if task.tool_choice == "none" else task.tools
     parser = OutputParser(prepared.style, tools, reasoning="auto" if task.reasoning else "none", prompt=prepared.text)
     return Parsed(number, parser, task.parallel_tool_calls)
-
-
-async def _constraint(model: OpenModel, task: Task, text: str, style: OutputStyle | None) -> Constraint | None:
-    """What holds an answer to a form, after a thought if there may be one. ApiError, naming the field, for a form that cannot be."""
-    output, tokenizer = task.output, model.engine.tokenizer
-    if output is None:
-        return None
-    from ggrun.engine.constraint import constraint_for
-    from ggrun.engine.preamble import AfterThought
-
-    try:
-        constraint = await asyncio.to_thread(constraint_for, output.kind, output.value, tokenizer)
-    except GgrunError as error:
-        raise ApiError(400, str(error), param=output.param) from None
-    marks = thought_marks(model.engine.chat_template, style, text, bool(task.reasoning)) if style else None
-    return AfterThought(constraint, tokenizer, *marks) if marks else constraint
 
 
 def _add(whole: Whole, piece: Piece) -> None:

@@ -69,8 +69,8 @@ async def act(request: Request) -> Response:
 def _save(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
     start = perf_counter()
     engine: Any = model.engine
-    n = engine.save_slot(slot, path)
-    return {"filename": path.name, "n_saved": n, "n_written": path.stat().st_size, "timings": {"save_ms": _ms(start)}}
+    n, n_bytes = engine.save_slot(slot, path)
+    return {"filename": path.name, "n_saved": n, "n_written": n_bytes, "timings": {"save_ms": _ms(start)}}
 
 
 def _restore(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def _restore(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
         raise ApiError(404, f"there is no saved slot {path.name}", param="filename")
     start = perf_counter()
     engine: Any = model.engine
-    n = engine.restore_slot(slot, path)
-    return {"filename": path.name, "n_restored": n, "n_read": path.stat().st_size, "timings": {"restore_ms": _ms(start)}}
+    n, n_bytes = engine.restore_slot(slot, path)
+    return {"filename": path.name, "n_restored": n, "n_read": n_bytes, "timings": {"restore_ms": _ms(start)}}
 
 
 def _erase(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:

@@ -343,3 +343,65 @@ def test_progress_of_a_long_prompt_is_told(server: Served) -> None:
             progress = frame["prompt_progress"]
             assert 0 <= progress["cache"] <= progress["processed"] <= progress["total"]
     assert frames[-1] == "[DONE]"
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 10}, "unit": {"enum": ["C", "F"]}},
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+CLOCK = {"type": "function", "function": {"name": "clock", "parameters": NOTHING}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_is_demanded_is_made(client: OpenAI, choice: Any, stream: bool) -> None:
+    tools = [WEATHER] if choice == "required" else [CLOCK, WEATHER]
+    answer = ask(client, tools=tools, tool_choice=choice, parallel_tool_calls=False, stream=stream, max_tokens=300)
+    if stream:
+        chunks = [chunk.choices[0] for chunk in answer]
+        parts = [part for chunk in chunks for part in chunk.delta.tool_calls or ()]
+        name, arguments = parts[0].function.name, "".join(part.function.arguments or "" for part in parts)
+        assert parts[0].id
+        assert chunks[-1].finish_reason == "tool_calls"
+        assert not "".join(chunk.delta.content or "" for chunk in chunks).strip()
+    else:
+        [choice] = answer.choices
+        [call] = choice.message.tool_calls
+        name, arguments = call.function.name, call.function.arguments
+        assert call.id
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert name == "weather"
+    jsonschema.validate(json.loads(arguments), WEATHER["function"]["parameters"])  # type: ignore[index]
+
+
+def test_a_form_and_tools_together_give_one_of_both(client: OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no"]}}}
+    for seed in range(4):
+        [choice] = ask(client, response_format=form, tools=[WEATHER], seed=seed, temperature=2, max_tokens=200).choices
+        if choice.finish_reason == "tool_calls":
+            jsonschema.validate(json.loads(choice.message.tool_calls[0].function.arguments), WEATHER["function"]["parameters"])  # type: ignore[index]
+        elif choice.finish_reason == "stop":
+            assert json.loads(choice.message.content) in ("yes", "no")
+
+
+def test_results_of_calls_go_back(client: OpenAI) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm", "unit": "C"}'}}
+    messages = [*QUESTION, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}]
+    assert ask(client, messages=messages, tools=[WEATHER], tool_choice="none").choices[0].message.content
+
+
+def test_a_tool_whose_schema_cannot_be_used_is_named(client: OpenAI) -> None:
+    bad = {"type": "function", "function": {"name": "bad", "parameters": {"properties": {"a": {"type": "strange"}}}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, tools=[WEATHER, bad], tool_choice="required")
+    assert caught.value.param == "tools[1].function.parameters"
