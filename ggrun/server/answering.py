@@ -5,7 +5,6 @@ Knows models, templates, sampling's fields and the engine's interface; must not 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -103,7 +102,7 @@ async def prepare(model: OpenModel, task: Task, settings: Settings | None = None
     if len(ids) >= engine.n_ctx and not task.truncate:
         raise too_long(len(ids), engine.n_ctx)
     n_predict = task.n_predict if task.n_predict is not None else model.defaults.n_predict
-    style = await asyncio.to_thread(style_of, engine.chat_template) if task.messages is not None else None
+    style = await style_of(engine.chat_template) if task.messages is not None else None
     constraint = await constraint_of(engine.tokenizer, engine.chat_template, task, text, style)
     return Prepared(model, task, ids, sampling, n_predict, constraint, text, style)
 

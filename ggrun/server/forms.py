@@ -5,11 +5,11 @@ Knows constraints and how a model writes thoughts and calls; must not know reque
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ggrun.errors import GgrunError
+from ggrun.server.aside import aside
 from ggrun.server.errors import ApiError
 from ggrun.server.reading import thought_marks
 
@@ -28,7 +28,7 @@ async def constraint_of(
     calls = _calls(task, tools)
     if task.output is None and not calls:
         return None
-    return await asyncio.to_thread(_made, tokenizer, template, task, prompt, style, calls)
+    return await aside(lambda: _made(tokenizer, template, task, prompt, style, calls))
 
 
 def _calls(task: Task, tools: Sequence[Mapping[str, Any]]) -> str:

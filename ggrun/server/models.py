@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import Request
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 @operation("The models there are", answer="a list of models, the default first, with what is known of each and its state")
 async def models(request: Request) -> Response:
-    """OpenAI's models.list, and llama.cpp's GET /models."""
-    return json_response({"object": "list", "data": [_shown(state) for state in request.app.state.shelf.models()]})
+    """OpenAI's models.list, Anthropic's, and llama.cpp's GET /models: one list that all of them can read."""
+    data = [_shown(state) for state in request.app.state.shelf.models()]
+    return json_response({"object": "list", "data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]})
 
 
 @operation("One model", answer="the model")
@@ -39,7 +41,10 @@ def _shown(state: ModelState) -> dict[str, Any]:
     return {
         "id": state.name,
         "object": "model",
+        "type": "model",
+        "display_name": state.name,
         "created": state.created,
+        "created_at": datetime.fromtimestamp(state.created, UTC).isoformat().replace("+00:00", "Z"),
         "owned_by": "ggrun",
         "aliases": list(state.aliases),
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},

@@ -1,11 +1,12 @@
 """Ollama's /api/chat and /api/generate. Streams by default, a JSON object a line.
 
-A request for nothing loads the model; with `keep_alive: 0` it asks to unload it, which is the server's own business here
-(`--sleep-idle-seconds`): it is told that the model stays.
+A request for nothing loads the model. `keep_alive: 0` unloads it as soon as nobody uses it; how long else it stays is the server's
+business (`--sleep-idle-seconds`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from time import perf_counter_ns
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from ggrun.server.answering import ask
 from ggrun.server.body import read
+from ggrun.server.errors import ApiError
 from ggrun.server.ollama_answers import Line, Lines, joined
 from ggrun.server.ollama_request import ChatRequest, GenerateRequest, chat_task, generate_task, known_name, n_ctx_asked
 from ggrun.server.operation import JSON, operation
@@ -77,13 +79,15 @@ async def _whole(lines: AsyncGenerator[Line, None]) -> Line:
 
 async def _load(request: Request, asked: ChatRequest | GenerateRequest) -> AsyncGenerator[Line, None]:
     """What a request for nothing gets."""
-    started = perf_counter_ns()
-    unload = asked.keep_alive in (0, "0", "0s")
-    async with request.app.state.shelf.use(model_name(request, asked.model)) as model:
-        if unload:
-            tell(model.name, "a client asked to unload it (keep_alive: 0); --sleep-idle-seconds does that when nobody asks anything")
-        lines = Lines(model.name, isinstance(asked, ChatRequest), False, started, perf_counter_ns())
-        yield lines.line("") | {"done": True, "done_reason": "load"}
+    started, name, chat = perf_counter_ns(), model_name(request, asked.model), isinstance(asked, ChatRequest)
+    if _unloads(asked):
+        if not any(name in (model.name, *model.aliases) for model in request.app.state.shelf.models()):
+            raise ApiError(404, f"model {name!r:.80} not found")
+        _unload(request, name)
+        yield Lines(name, chat, False, started, started).line("") | {"done": True, "done_reason": "unload"}
+        return
+    async with request.app.state.shelf.use(name) as model:
+        yield Lines(model.name, chat, False, started, perf_counter_ns()).line("") | {"done": True, "done_reason": "load"}
 
 
 async def _lines(request: Request, asked: ChatRequest | GenerateRequest, task: Task) -> AsyncGenerator[Line, None]:
@@ -99,7 +103,23 @@ async def _lines(request: Request, asked: ChatRequest | GenerateRequest, task: T
             for line in lines.push(piece):
                 if keeps and isinstance(piece, End) and line["done"]:
                     line["context"] = [*pieces.prompt_ids, *lines.ids, *_turn_end(pieces.model.engine.tokenizer, piece)]
+                if isinstance(piece, End) and _unloads(asked):
+                    _unload(request, name)
                 yield line
+
+
+def _unloads(asked: ChatRequest | GenerateRequest) -> bool:
+    return asked.keep_alive in (0, "0", "0s", "0m", "0h")
+
+
+def _unload(request: Request, name: str) -> None:
+    """Free the model's memory once nobody uses it; nobody waits for that."""
+    state = request.app.state
+    if not hasattr(state, "unloading"):
+        state.unloading = set()
+    task = asyncio.ensure_future(state.shelf.unload(name))
+    state.unloading.add(task)  # the loop itself does not keep it
+    task.add_done_callback(state.unloading.discard)
 
 
 async def _behind(request: Request, context: Sequence[int] | None, name: str, task: Task) -> Task:

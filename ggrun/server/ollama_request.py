@@ -49,7 +49,7 @@ class Message(msgspec.Struct):
 
 
 class Request(msgspec.Struct, kw_only=True):
-    """What both have. think: yes, no, or how much. keep_alive has no effect but 0 in a request for nothing: see `ollama`."""
+    """What both have. think: yes, no, or how much. keep_alive: of 0 alone is there an effect, see `ollama`."""
 
     model: str
     stream: bool | None = None

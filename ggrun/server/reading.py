@@ -6,9 +6,10 @@ Knows how a model's template marks thoughts and calls; must not know the engine 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
+from ggrun.server.aside import aside
 from ggrun.server.task import Call, Text, Thought
 from ggrun.text.deltas import CallDelta, Delta, TextDelta, ThoughtDelta
 from ggrun.text.output import OutputParser, OutputStyle, output_style
@@ -102,7 +103,12 @@ FIRST_CHANNEL: Final = "<|channel|>"  # of gpt-oss; its answer itself comes afte
 LAST_CHANNEL: Final = "<|channel|>final<|message|>"
 
 
-@lru_cache(maxsize=16)
-def style_of(template: ChatTemplate) -> OutputStyle:
+_styles: WeakKeyDictionary[ChatTemplate, OutputStyle] = WeakKeyDictionary()
+
+
+async def style_of(template: ChatTemplate) -> OutputStyle:
     """How a template's model marks thoughts and calls. Renders the template a few times, at its first use."""
-    return output_style(template)
+    style = _styles.get(template)
+    if style is None:
+        style = _styles[template] = await aside(lambda: output_style(template))
+    return style

@@ -5,11 +5,11 @@ Knows tokenizers and templates; must not know requests of any API, sampling or t
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from ggrun.server.aside import aside
 from ggrun.server.errors import ApiError
 from ggrun.text import TextError
 
@@ -32,7 +32,7 @@ async def prompt_of(model: OpenModel, task: Task) -> tuple[list[int], str]:
     """
     if task.messages is not None and task.prompt_ids is None:
         text = await rendered(model, task)
-        return await _aside(len(text), lambda: chat_tokens(model.engine.tokenizer, text)), text
+        return await _measured(len(text), lambda: chat_tokens(model.engine.tokenizer, text)), text
     return await _raw_ids(model.engine.tokenizer, task), ""
 
 
@@ -45,15 +45,15 @@ async def _raw_ids(tokenizer: Tokenizer, task: Task) -> list[int]:
     if task.prompt_ids is not None:
         return list(task.prompt_ids)
     if task.suffix is not None:
-        return await _aside(_length(task.prompt) + len(task.suffix), lambda: with_gap(tokenizer, task))
-    return await _aside(_length(task.prompt), lambda: raw_tokens(tokenizer, task.prompt if task.prompt is not None else ""))
+        return await _measured(_length(task.prompt) + len(task.suffix), lambda: with_gap(tokenizer, task))
+    return await _measured(_length(task.prompt), lambda: raw_tokens(tokenizer, task.prompt if task.prompt is not None else ""))
 
 
 async def rendered(model: OpenModel, task: Task) -> str:
     """A conversation as the model's template writes it: the text of the prompt, special tokens spelled out."""
     messages = with_system(task.messages or (), model.defaults.system)
     size = sum(_length(message.get("content")) for message in messages) + 500 * len(task.tools)
-    text, notes = await _aside(size, lambda: _render(model, task, messages))
+    text, notes = await _measured(size, lambda: _render(model, task, messages))
     for note in notes:
         tell(model.name, note)
     return text
@@ -143,6 +143,6 @@ def _length(content: Any) -> int:
     return sum(map(_length, content)) if isinstance(content, Sequence) else 1
 
 
-async def _aside(size: int, work: Callable[[], T]) -> T:
-    """The result of work, from a thread of its own when there is much of it."""
-    return work() if size < LONG else await asyncio.to_thread(work)
+async def _measured(size: int, work: Callable[[], T]) -> T:
+    """The result of work, from another thread when there is much of it."""
+    return work() if size < LONG else await aside(work)

@@ -85,7 +85,7 @@ def string(source: Source, emit: Emit, dialect: Dialect, quote: str) -> Steps[No
     """Reads a string whose opening quote was read; emits it as JSON."""
     emit('"')
     if dialect.raw:
-        if not (yield from Markers((quote,)).next(source, lambda text: emit(escaped(text)))):
+        if not (yield from Markers((quote,)).next(source, lambda text: emit(escaped(text)), cut=True)):
             raise IllFormed
         emit('"')
         return
@@ -146,6 +146,7 @@ def _reaches(source: Source, emit: Emit, dialect: Dialect, end: str) -> Steps[bo
 
 
 def _key(source: Source, emit: Emit, dialect: Dialect, colon: str) -> Steps[None]:
+    key = ""
     space = yield from source.skip_space()
     if dialect.is_json and space:
         emit(space)
@@ -155,14 +156,13 @@ def _key(source: Source, emit: Emit, dialect: Dialect, colon: str) -> Steps[None
         key = yield from source.run(_KEY_RUN, _MAX_SCALAR)
         if not key:
             raise IllFormed
-        emit(json.dumps(key, ensure_ascii=False))
     else:
         raise IllFormed
     space = yield from source.skip_space()
     if (yield from source.peek()) != colon:
         raise IllFormed
     source.take(1)
-    emit(space + ":" if dialect.is_json else ": ")
+    emit((json.dumps(key, ensure_ascii=False) if key else "") + (space + ":" if dialect.is_json else ": "))
 
 
 def _quote(source: Source, dialect: Dialect) -> Steps[str]:

@@ -76,7 +76,7 @@ STYLES: Final[tuple[ReasoningStyle, ...]] = (
 
 _FIELDS: Final = ("reasoning_content", "reasoning", "thinking")
 _THOUGHT, _ANSWER = "mark of a thought", "mark of an answer"
-_TAG: Final = re.compile(r"[<\[◁]\S{2,60}[>\]▷]")
+_TAG: Final = re.compile(r"<[^<>\s]{2,60}>|\[[^\[\]\s]{2,60}\]|◁[^◁▷\s]{2,60}▷")
 
 
 def reasoning_of(template: ChatTemplate) -> ReasoningStyle:

@@ -405,3 +405,21 @@ def test_a_tool_whose_schema_cannot_be_used_is_named(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, tools=[WEATHER, bad], tool_choice="required")
     assert caught.value.param == "tools[1].function.parameters"
+
+
+def test_no_tokens_at_all(client: OpenAI) -> None:
+    answer = ask(client, max_tokens=0)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("", "length", 0)
+    assert client.completions.create(model="any", prompt="def f", max_tokens=0, echo=True).choices[0].text == "def f"
+
+
+def test_strict_models_and_aliases() -> None:
+    with serving("--strict-model", "-a", "first,second", "-c", "512") as server:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=60)
+        for name in ("first", "second"):
+            assert ask(client, model=name, max_tokens=1).model == "first"
+        for stream in (False, True):
+            with pytest.raises(openai.NotFoundError) as caught:
+                ask(client, model="any-name", stream=stream)
+            assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+        assert client.models.retrieve("second").id == "first"

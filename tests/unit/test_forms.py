@@ -11,11 +11,10 @@ import pytest
 from ggrun.engine.constraint import Constraint
 from ggrun.server.errors import ApiError
 from ggrun.server.forms import constraint_of
-from ggrun.server.reading import style_of
 from ggrun.server.task import Output, Task
 from ggrun.text import ChatTemplate
 from ggrun.text.deltas import CallDelta, TextDelta, ThoughtDelta
-from ggrun.text.output import OutputParser
+from ggrun.text.output import OutputParser, output_style
 from tests.unit.scripted import template, tokenizer
 from tests.unit.test_answering_parts import ADD, OPENED, THINKER
 
@@ -28,7 +27,7 @@ THINKS, THINKS_ON = ChatTemplate(THINKER), ChatTemplate(OPENED)
 
 def constraint(source: ChatTemplate, prompt: str = "", **task: Any) -> Constraint | None:
     asked = Task(messages=({"role": "user", "content": "?"},), reasoning=True, **task)
-    return asyncio.run(constraint_of(TOKENIZER, source, asked, prompt, style_of(source)))
+    return asyncio.run(constraint_of(TOKENIZER, source, asked, prompt, output_style(source)))
 
 
 def allowed(held: Constraint) -> set[int]:
@@ -98,7 +97,7 @@ def test_calls_that_are_demanded_are_read_back(source: ChatTemplate, prompt: str
     n = 0
     for seed in range(6):
         if text := rambled(constraint(source, prompt, tools=(ADD,), tool_choice=choice, parallel_tool_calls=False), seed, lead):
-            parser = OutputParser(style_of(source), (ADD,), prompt=prompt)
+            parser = OutputParser(output_style(source), (ADD,), prompt=prompt)
             deltas = [*parser.push(text), *parser.finish()]
             assert parser.n_calls == 1
             assert not [delta for delta in deltas if isinstance(delta, TextDelta) and delta.text.strip()], text

@@ -176,11 +176,15 @@ class Shelf(NoShelf):
     def __init__(self) -> None:
         ledger = Ledger((Line("CPU", "weights", "", 20), Line("CUDA0", "weights", "", 10)))
         self.engine = SimpleNamespace(tokenizer=tokenizer(), chat_template=template(), n_ctx=512, plan=SimpleNamespace(ledger=ledger))
+        self.unloaded: list[str | None] = []
         self.model = SimpleNamespace(name="pydoc", engine=self.engine, defaults=Defaults({"temperature": 0.5}))
 
     @asynccontextmanager
     async def use(self, name: str | None = None) -> AsyncIterator[Any]:
         yield self.model
+
+    async def unload(self, name: str | None) -> None:
+        self.unloaded.append(name)
 
     def models(self) -> list[ModelState]:
         return [ModelState("pydoc", ("toy",), EMBEDDED, "loaded", 1, self.model), ModelState("gone", (), EMBEDDED / "x", "failed", 1)]
@@ -228,10 +232,24 @@ def test_a_prompt_goes_on_from_a_context(http: TestClient, script: Script) -> No
 
 
 def test_nothing_loads_the_model(http: TestClient, script: Script) -> None:
-    loaded = http.post("/api/generate", json={"model": "toy", "keep_alive": 0}).json()
+    loaded = http.post("/api/generate", json={"model": "toy", "keep_alive": 300}).json()
     assert (loaded["response"], loaded["done"], loaded["done_reason"]) == ("", True, "load")
     assert http.post("/api/chat", json={"model": "toy", "messages": [], "stream": False}).json()["message"]["content"] == ""
     assert script.tasks == []
+
+
+def test_a_model_is_unloaded_for_a_client_that_wants_it(http: TestClient, script: Script) -> None:
+    shelf = http.app.state.shelf
+    gone = http.post("/api/generate", json={"model": "pydoc:latest", "keep_alive": 0}).json()
+    assert (gone["done"], gone["done_reason"], shelf.unloaded) == (True, "unload", ["pydoc"])
+    assert http.post("/api/generate", json={"model": "other", "keep_alive": 0}).status_code == 404
+    script.pieces = [Text(0, "Fine"), end()]
+    for body in ({"keep_alive": "5m"}, {"keep_alive": -1}, {}):
+        http.post("/api/chat", json={"model": "toy", "messages": HELLO, **body})
+    assert shelf.unloaded == ["pydoc"]
+    http.post("/api/chat", json={"model": "toy", "messages": HELLO, "keep_alive": "0s"})
+    assert shelf.unloaded == ["pydoc", "toy"]
+    assert not http.app.state.unloading
 
 
 def test_errors_are_in_ollamas_shape(http: TestClient, script: Script) -> None:
@@ -240,7 +258,7 @@ def test_errors_are_in_ollamas_shape(http: TestClient, script: Script) -> None:
     assert "model" in http.post("/api/chat", json={"messages": HELLO}).json()["error"]
     for path in ("pull", "push", "create", "copy", "delete", "blobs/x"):
         made = http.request("DELETE" if path == "delete" else "POST", f"/api/{path}", json={"model": "x"})
-        assert made.status_code == 501
+        assert made.status_code == 400
         assert f"/api/{path} is not supported" in made.json()["error"]
     script.pieces = [Text(0, "Fi"), RuntimeError("boom")]
     last = json.loads(http.post("/api/chat", json={"model": "toy", "messages": HELLO}).text.splitlines()[-1])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from ggrun.text.deltas import CallDelta, Delta, TextDelta
-from ggrun.text.loose_json import DIALECTS, JSON, members, string, value
+from ggrun.text.loose_json import DIALECTS, JSON, escaped, members, string, value
 from ggrun.text.source import IllFormed, Markers, Source, Steps
 from ggrun.text.tool_calls.formats import ArgumentShape, CallFormat, argument_shape
 from ggrun.text.tool_calls.values import Kind, as_json, kind_of
@@ -290,12 +290,12 @@ def _tagged_value(source: Source, shape: ArgumentShape, call: _Call, kind: Kind)
     ends = Markers(("\n" + end, end) if shape.newline_after else (end,))
     if kind.text_only:
         call.arguments('"')
-        found = yield from ends.next(source, lambda text: call.arguments(json.dumps(text, ensure_ascii=False)[1:-1]))
+        found = yield from ends.next(source, lambda text: call.arguments(escaped(text)), cut=True)
         if found:
             call.arguments('"')
     else:
         parts: list[str] = []
-        found = yield from ends.next(source, parts.append)
+        found = yield from ends.next(source, parts.append, cut=True)
         if found:
             call.arguments(as_json("".join(parts), kind))
     if not found:
