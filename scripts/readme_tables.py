@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/bench.md from the registries of the code: `python scripts/readme_tables.py`.
+"""Writes the tables of README.md, docs/bench.md and docs/tool-calls.md from the registries of the code: `python scripts/readme_tables.py`.
 
 A test holds the pages to what this prints, so after a new architecture, format, command or flag of `ggrun bench` run it and commit them.
 """
@@ -15,6 +15,8 @@ from ggrun.cli.app import COMMANDS  # noqa: E402
 from ggrun.cli.bench import BenchOptions  # noqa: E402
 from ggrun.cli.options import rows_of  # noqa: E402
 from ggrun.models import REGISTRY  # noqa: E402
+from ggrun.text.tool_calls import FORMATS as CALL_FORMATS  # noqa: E402
+from ggrun.text.tool_calls import HARMONY  # noqa: E402
 from quant.format import FORMATS  # noqa: E402
 
 BEGIN, END = "<!-- written by scripts/readme_tables.py -->\n", "<!-- end of the written part -->\n"
@@ -45,7 +47,25 @@ def bench_flags() -> str:
     return "\n".join([*lines[1:], ""])
 
 
-PAGES = {ROOT / "README.md": supported, ROOT / "docs" / "bench.md": bench_flags}
+def call_formats() -> str:
+    """How models write tool calls."""
+    lines = ["| format | models | a call |", "|---|---|---|"]
+    for row in (*CALL_FORMATS, HARMONY):
+        argument = f", each argument {_inline(row.argument)}" if row.argument else ""
+        around = f", all between {_inline(row.first)} and {_inline(row.last)}" if row.first else ""
+        lines.append(f"| `{row.name}` | {row.families} | {_inline(row.call)}{argument}{around} |")
+    return "\n".join([*lines, ""])
+
+
+def _inline(text: str) -> str:
+    """Code in a table's cell, between as many marks as it needs."""
+    marks = "````" if "```" in text else "`"
+    space = " " if "```" in text else ""
+    code = text.strip().replace("\n", "↵").replace("|", "\\|")
+    return f"{marks}{space}{code}{space}{marks}"
+
+
+PAGES = {ROOT / "README.md": supported, ROOT / "docs" / "bench.md": bench_flags, ROOT / "docs" / "tool-calls.md": call_formats}
 
 
 def page_with(text: str, part: str) -> str:
