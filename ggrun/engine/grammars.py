@@ -15,7 +15,8 @@ from typing import Any, Final
 from ggrun.engine.constraint import ConstraintError
 from ggrun.engine.schema import OPTIONS, explained, read_schema
 
-MAX_TEXT: Final = 1 << 18  # characters of a schema or grammar
+MAX_TEXT: Final = 1 << 18  # characters of a grammar
+MAX_GBNF: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +114,16 @@ def _regex(value: Any) -> Grammar:
 
 def _gbnf(value: Any) -> Grammar:
     from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import gbnf_to_lark
 
-    text = _text(value, "grammar")
+    from ggrun.engine.gbnf import read_gbnf
+    from ggrun.engine.gbnf_lark import as_lark
+
+    rules = read_gbnf(_text(value, "grammar", MAX_GBNF))
     try:
-        return Grammar(LLMatcher.grammar_from_lark(gbnf_to_lark(text)), "grammar")
-    except Exception as error:
-        raise ConstraintError(f"the grammar cannot be used: {error}") from None
+        lark = as_lark(rules)
+    except RecursionError:
+        raise ConstraintError("the grammar cannot be used: its rules refer to each other in too long a chain") from None
+    return Grammar(LLMatcher.grammar_from_lark(lark), "grammar", lambda error: error.split(" (line ")[0])
 
 
 def _lark(value: Any) -> Grammar:
@@ -128,11 +132,11 @@ def _lark(value: Any) -> Grammar:
     return Grammar(LLMatcher.grammar_from_lark(_text(value, "grammar")), "grammar")
 
 
-def _text(value: Any, noun: str) -> str:
+def _text(value: Any, noun: str, most: int = MAX_TEXT) -> str:
     if not isinstance(value, str):
         raise ConstraintError(f"the {noun} must be a text, not {value!r:.60}")
-    if len(value) > MAX_TEXT:
-        raise ConstraintError(f"the {noun} has {len(value)} characters; ggrun takes up to {MAX_TEXT}")
+    if len(value) > most:
+        raise ConstraintError(f"the {noun} has {len(value)} characters; ggrun takes up to {most}")
     return value
 
 

@@ -91,7 +91,7 @@ class Guide:
 
     def begin(self, kind: str, value: Any) -> GrammarConstraint:
         """A constraint at its beginning. ConstraintError for a value that cannot be used."""
-        grammar = GRAMMARS[kind](value)
+        grammar = _in_time(lambda: GRAMMARS[kind](value), "grammar")
         with self._lock:
             matcher = self._compiled.get(grammar.text)
             if matcher is not None:

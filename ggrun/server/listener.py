@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 BACKLOG = 2048
 MARGIN = 0.5  # seconds of the shutdown kept for writing last events and closing the engine
 KILLED = 130
+STALLED = 300.0  # seconds that what was written may wait for a client to take it
 SPARE_FILES = 256  # of the process itself, beside connections
 
 
@@ -44,7 +45,8 @@ def bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
 def _bound(host: str, port: int) -> socket.socket:
     bare = host.strip("[]")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # localhost is 127.0.0.1 before ::1
     except OSError as error:
         raise GgrunError(f"--host {host} is no address of this machine ({error.strerror or error})") from None
     sock = socket.socket(family, kind)
@@ -74,7 +76,17 @@ def _why(error: OSError, host: str, port: int) -> str:
 def serve(app: Starlette, sockets: list[socket.socket], settings: Settings, start: Callable[[], Awaitable[None]]) -> None:
     """Run until SIGTERM or SIGINT. start: awaited beside the server once it listens; what it raises ends the server and is raised here."""
     _allow_files(settings.max_connections + SPARE_FILES)
+    for sock in sockets:
+        _drop_the_silent(sock, min(settings.timeout or STALLED, STALLED))
     Server(app, settings, start).run_until_done(sockets)
+
+
+def _drop_the_silent(sock: socket.socket, seconds: float) -> None:
+    """Let the system drop the connections accepted here whose client is gone without a word, or reads nothing for so long."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", round(1000 * seconds))):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _allow_files(wanted: int) -> None:

@@ -261,6 +261,8 @@ def _chat_tool(i: int, tool: Tool) -> ChatMessage:
 def _choice(choice: ToolChoice | None, tools: Sequence[Tool]) -> str:
     if choice is None:
         return "auto"
+    if choice.type == "any" and not tools:
+        raise ApiError(400, "tool_choice asks for a tool, but there are none", param="tool_choice")
     if choice.type != "tool":
         return _CHOICES[choice.type]
     if choice.name is None or choice.name not in {tool.name for tool in tools}:

@@ -243,7 +243,8 @@ def _memory(model: OpenModel) -> dict[str, int]:
 def _parameters(state: ModelState) -> str:
     defaults = state.model.defaults if state.model is not None else None
     sampling = defaults.sampling if defaults else {}
-    return "\n".join(f"{name:30} {value}" for name, value in sampling.items() if isinstance(value, (int, float, str)))
+    told = {name: value for name, value in sampling.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return "\n".join(f"{name:30} {value}" for name, value in told.items())
 
 
 def _capabilities(card: Card, template: str, model: OpenModel | None) -> list[str]:

@@ -154,6 +154,8 @@ def _tools(tools: Sequence[Tool], choice: str | ToolChoice | None) -> tuple[list
     if isinstance(choice, str):
         if choice not in ("auto", "none", "required"):
             raise ApiError(400, f"tool_choice is auto, none, required or an object, not {choice!r:.60}", param="tool_choice")
+        if choice == "required" and not tools:
+            raise ApiError(400, "tool_choice is required, but there are no tools", param="tool_choice")
         return [_chat_tool(tool) for tool in tools], choice
     if choice.type == "function":
         if choice.name not in {tool.name for tool in tools}:

@@ -68,8 +68,7 @@ async def act(request: Request) -> Response:
 
 def _save(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
     start = perf_counter()
-    engine: Any = model.engine
-    n, n_bytes = engine.save_slot(slot, path)
+    n, n_bytes = model.engine.save_slot(slot, path)
     return {"filename": path.name, "n_saved": n, "n_written": n_bytes, "timings": {"save_ms": _ms(start)}}
 
 
@@ -77,14 +76,12 @@ def _restore(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ApiError(404, f"there is no saved slot {path.name}", param="filename")
     start = perf_counter()
-    engine: Any = model.engine
-    n, n_bytes = engine.restore_slot(slot, path)
+    n, n_bytes = model.engine.restore_slot(slot, path)
     return {"filename": path.name, "n_restored": n, "n_read": n_bytes, "timings": {"restore_ms": _ms(start)}}
 
 
 def _erase(model: OpenModel, slot: int, path: Path) -> dict[str, Any]:
-    engine: Any = model.engine
-    return {"n_erased": engine.erase_slot(slot)}
+    return {"n_erased": model.engine.erase_slot(slot)}
 
 
 ACTIONS: dict[str, Callable[[OpenModel, int, Path], dict[str, Any]]] = {"save": _save, "restore": _restore, "erase": _erase}

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +23,12 @@ SECONDS = 60  # until it listens
 
 
 class Served:
-    """A running server. said: what it wrote to stderr so far."""
+    """A running server. said: what it wrote to stderr so far. without: modules that are as if not installed."""
 
-    def __init__(self, *arguments: str | Path, **variables: str) -> None:
+    def __init__(self, *arguments: str | Path, without: Sequence[str] = (), **variables: str) -> None:
         path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH", ""))))
-        command = [sys.executable, "-m", "ggrun", "serve", "--port", "0", *map(str, arguments)]
+        program = f"import sys; sys.modules.update(dict.fromkeys({list(without)!r})); from ggrun.cli.app import main; main()"
+        command = [sys.executable, "-c", program, "serve", "--port", "0", "--no-disk-cache", *map(str, arguments)]
         self._out = os.memfd_create("stderr")
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._out, env=environment(PYTHONPATH=path, **variables)
@@ -43,6 +44,16 @@ class Served:
     @property
     def said(self) -> str:
         return os.pread(self._out, 1 << 20, 0).decode()
+
+    @property
+    def n_sockets(self) -> int:
+        """How many sockets the process has open."""
+        folder = Path(f"/proc/{self.process.pid}/fd")
+        names = []
+        for file in folder.iterdir():
+            with suppress(OSError):  # closed meanwhile
+                names.append(os.readlink(file))
+        return sum(name.startswith("socket:") for name in names)
 
     def __enter__(self) -> "Served":
         return self

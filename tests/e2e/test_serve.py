@@ -1,6 +1,5 @@
 """The real server in a process: starting, keys, hosts, limits on what clients do, and its end."""
 
-import os
 import signal
 import socket
 import struct
@@ -208,9 +207,28 @@ def test_requests_in_a_full_queue(limited: Served) -> None:
     assert limited.idle()
 
 
-def test_no_file_or_connection_is_left(limited: Served) -> None:
-    files = f"/proc/{limited.process.pid}/fd"
-    before = len(os.listdir(files))
+def test_a_client_that_does_not_read() -> None:
+    """Its stream stops at the limit, and then its connection is dropped, though it never takes what was written."""
+    with Served("--context-shift", "--timeout", "2") as served:
+        before = served.n_sockets
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.connect(("127.0.0.1", served.port))
+            data = b'{"prompt": "The json module", "ignore_eos": true, "max_tokens": -1, "stream": true, "n": 4}'
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            sock.sendall(head % len(data) + data)
+            time.sleep(1)
+            assert served.n_sockets > before
+            assert served.idle(20)
+            end = time.monotonic() + 20
+            while served.n_sockets > before and time.monotonic() < end:
+                time.sleep(0.1)
+            assert served.n_sockets <= before
+        assert served.ask("GET", "/health")[0] == 200
+
+
+def test_no_connection_is_left(limited: Served) -> None:
+    before = limited.n_sockets
     for _ in range(60):
         with limited.connect() as sock:
             sock.sendall(b"GET /health HT")
@@ -219,9 +237,33 @@ def test_no_file_or_connection_is_left(limited: Served) -> None:
             pass
     assert limited.idle()
     end = time.monotonic() + 5
-    while len(os.listdir(files)) > before and time.monotonic() < end:
+    while limited.n_sockets > before and time.monotonic() < end:
         time.sleep(0.05)
-    assert len(os.listdir(files)) <= before
+    assert limited.n_sockets <= before
+
+
+def test_the_plain_loop_and_parser_do_the_same() -> None:
+    """Without uvloop and httptools, which are an extra."""
+    with Served("--read-timeout", "1", "--max-connections", "3", "--context-shift", without=["uvloop", "httptools"]) as served:
+        assert served.ask("POST", "/v1/chat/completions", CHAT)[0] == 200
+        assert served.ask("POST", "/v1/chat/completions", CHAT, host="evil.example")[0] == 403
+        with served.connect() as sock:
+            sock.sendall(b"GET /health HTTP/1.1\r\nhost: loc")
+            assert rest_of(sock).startswith(b"HTTP/1.1 408")
+        with served.connect() as sock:
+            sock.sendall(b"no http at all\r\n\r\n")
+            answer = rest_of(sock)
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert b'"error"' in answer
+        with served.connect(), served.connect(), served.connect(), served.connect() as fourth:
+            assert rest_of(fourth).startswith(b"HTTP/1.1 503")
+        with served.stream():
+            pass
+        assert served.idle(1)
+        with served.stream() as sock:
+            served.process.send_signal(signal.SIGTERM)
+            assert b"the server is shutting down" in rest_of(sock)
+            assert served.process.wait(10) == 0
 
 
 # ---- its end

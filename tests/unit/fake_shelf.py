@@ -69,14 +69,14 @@ class FakeServed:
         )
         return EngineStatus(slots, 1, 128, 48, 16, 100, 40, 60, 2.0, 3.0, 70, 5)
 
-    def save_slot(self, slot: int, path: Path) -> int:
+    def save_slot(self, slot: int, path: Path) -> tuple[int, int]:
         self.saved.append(("save", slot, path))
         path.write_bytes(b"12345")
-        return 7
+        return 7, 5
 
-    def restore_slot(self, slot: int, path: Path) -> int:
+    def restore_slot(self, slot: int, path: Path) -> tuple[int, int]:
         self.saved.append(("restore", slot, path))
-        return 7
+        return 7, 5
 
     def erase_slot(self, slot: int) -> int:
         self.saved.append(("erase", slot))

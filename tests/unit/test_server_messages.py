@@ -121,6 +121,7 @@ def test_a_last_message_of_the_assistant_is_continued() -> None:
         ({"tools": [WEATHER, {"type": "web_search_20250305", "name": "web_search"}]}, "tools[1].type", "web_search_20250305"),
         ({"tools": [{"name": "weather"}]}, "tools[0].input_schema", "input_schema"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "time"}}, "tool_choice.name", "time"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice", "none"),
         ({"mcp_servers": [{"type": "url"}]}, "mcp_servers", "mcp_servers"),
         ({"container": "c"}, "container", "container"),
         ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management", "clear_tool_uses"),

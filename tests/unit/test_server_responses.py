@@ -106,6 +106,7 @@ def test_items_of_one_turn_are_one_message() -> None:
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "time"}}, "tool_choice.name", "time"),
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "tools": [OTHER]}}, "tool_choice.tools", "'other'"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice.type", "mcp"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tool_choice": "sometimes"}, "tool_choice", "sometimes"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "grammar"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "schema"),
