@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ggrun.plan.describe import unit_rows
 from ggrun.plan.ledger import human
-from ggrun.plan.planner import Plan, Room
+from ggrun.plan.planner import Plan
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+    from ggrun.plan.whatif import Alternative
 
 # purpose -> what it is called, its colour, and the character it is drawn with, which tells it apart where there is no colour
 PURPOSES = {
@@ -27,28 +28,11 @@ PURPOSES = {
 FREE, OVER = ("free", "bright_black", "·"), ("too much", "red", "!")
 
 
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """Another plan in one line: what differs, the words for it, what each device would hold, predicted tokens a second; or why not."""
-
-    what: str
-    flags: str
-    used: Mapping[str, int]
-    fits: bool
-    layers: int | None
-    prompt: float
-    answer: float
-
-
-def rooms_of(plan: Plan) -> tuple[Room, ...]:
-    return plan.rooms or (Room("CPU", "memory", plan.available_bytes, plan.available_bytes),)
-
-
 def show_bars(console: Console, plan: Plan) -> None:
     """A bar for each device that the plan uses: what takes how much of the memory that may be taken."""
     from rich.text import Text
 
-    for room in rooms_of(plan):
+    for room in plan.devices:
         used = plan.ledger.total(room.device)
         free = room.limit_bytes - used
         parts = [(style, plan.ledger.total(room.device, purpose)) for purpose, style in PURPOSES.items()]  # type: ignore[arg-type]
@@ -137,7 +121,7 @@ def show_alternatives(console: Console, title: str, plan: Plan, rows: Sequence[A
     """One line for each, beside what the plan has."""
     from rich.table import Table
 
-    devices = [room.device for room in rooms_of(plan)]
+    devices = [room.device for room in plan.devices]
     several = len(devices) > 1
     if console.width < 100 and len(devices) > 2:
         devices = devices[1:]

@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 from ggrun.cli.devices import ListDevicesFlag
 from ggrun.cli.options import EngineOptions, JsonFlag, ModelArgument, flag
 from ggrun.errors import GgrunError
 
 if TYPE_CHECKING:
-    from ggrun.cli.picture import Alternative
     from ggrun.engine.loading import Options, Planned
-    from ggrun.plan.device import Place, Stage
+    from ggrun.plan.device import Place
     from ggrun.plan.planner import DoesNotFit, Plan
+    from ggrun.plan.whatif import Alternative
 
 _MACHINE = "A machine that is not this one"
 Vram = Annotated[
@@ -52,6 +52,8 @@ def plan(
     from ggrun.cli.screen import Screen
     from ggrun.engine.loading import Options, plan_model
     from ggrun.plan.planner import DoesNotFit
+    from ggrun.plan.report import report
+    from ggrun.runtime.cpu.bandwidth import read_bandwidth
 
     screen = Screen()
     places = machine(vram, ram, gpu_arch)
@@ -66,7 +68,8 @@ def plan(
     try:
         others = alternatives(planned, options)
         if json_output:
-            print(json.dumps(_report(planned.plan, named.label, others), ensure_ascii=False))
+            bandwidth = read_bandwidth(planned.plan.shape.n_threads)
+            print(json.dumps(report(planned.plan, named.label, bandwidth, others), ensure_ascii=False))
         else:
             _show(planned.plan, named.label, others)
     finally:
@@ -91,10 +94,9 @@ def machine(vram: str | None, ram: str | None, gpu_arch: str) -> "tuple[Place, .
 
 def alternatives(planned: "Planned", options: "Options") -> "list[Alternative]":
     """What would change if one thing were different."""
-    from ggrun.cli.picture import Alternative
     from ggrun.engine.loading import replan
     from ggrun.plan.planner import DoesNotFit
-    from ggrun.plan.whatif import changes
+    from ggrun.plan.whatif import Alternative, changes
 
     rows = []
     for change in changes(planned.plan, options.placement):
@@ -117,53 +119,6 @@ def alternatives(planned: "Planned", options: "Options") -> "list[Alternative]":
         row = Alternative(change.what, " ".join(change.flags), used, fits, layers, told.prompt if told else 0, told.answer if told else 0)
         rows.append(row)
     return rows
-
-
-def _report(plan: "Plan", model: str, others: "Sequence[Alternative]") -> dict[str, Any]:
-    """What --json prints; all sizes in bytes."""
-    from ggrun.cli.picture import rooms_of
-    from ggrun.plan.describe import token_bytes, unit_rows
-    from ggrun.runtime.cpu.bandwidth import read_bandwidth
-
-    bandwidth = read_bandwidth(plan.shape.n_threads)
-    alone = all(segment.device == "CPU" for segment in plan.segments)
-    predicted = plan.prediction
-    return {
-        "model": model,
-        "fits": True,
-        "n_ctx": plan.shape.n_ctx,
-        "n_parallel": plan.shape.n_seqs,
-        "kv_tokens": plan.shape.kv_tokens,
-        "n_ubatch": plan.shape.n_ubatch,
-        "n_threads": plan.shape.n_threads,
-        "n_gpu_layers": plan.choice.n_gpu_layers if plan.choice else 0,
-        "n_cpu_moe": plan.choice.n_cpu_moe if plan.choice else 0,
-        "load_mode": plan.load_mode,
-        "available_bytes": plan.available_bytes,
-        "total_bytes": plan.ledger.total(),
-        "bytes_per_token": token_bytes(plan),
-        "read_bandwidth": bandwidth,
-        "tokens_per_second_at_most": bandwidth / token_bytes(plan) if alone or predicted is None else predicted.answer,
-        "prediction": asdict(predicted) if predicted else None,
-        "devices": [asdict(room) | {"used_bytes": plan.ledger.total(room.device)} for room in rooms_of(plan)],
-        "ledger": [asdict(line) for line in plan.ledger.lines],
-        "units": [asdict(row) for row in unit_rows(plan)],
-        "stages": _stages(plan, plan.stages),
-        "op_offload": {"from_tokens": plan.prompt_from, "units": dict(plan.streamed), "stages": _stages(plan, plan.prompt_stages)},
-        "what_if": [asdict(row) for row in others],
-        "notes": list(plan.notes),
-    }
-
-
-def _stages(plan: "Plan", stages: "Sequence[Stage]") -> list[dict[str, Any]]:
-    return [
-        {
-            "device": plan.segments[stage.segment].device,
-            "steps": [stage.first, stage.last],
-            "takes": [{"buffer": take.buffer, "from": plan.segments[take.source].device} for take in stage.takes],
-        }
-        for stage in stages
-    ]
 
 
 def _show(plan: "Plan", model: str, others: "Sequence[Alternative]") -> None:
@@ -217,13 +172,11 @@ def _refused(error: "DoesNotFit", plan: "Plan", model: str, json_output: bool) -
     from rich.console import Console
 
     from ggrun.cli import picture
+    from ggrun.plan.report import refusal
 
     commands = [join(["ggrun", "chat", *([] if model == "embedded" else [model]), *words]) for words in error.flags]
     if json_output:
-        rooms = [asdict(room) | {"used_bytes": plan.ledger.total(room.device)} for room in picture.rooms_of(plan)]
-        lines = [asdict(line) for line in plan.ledger.lines]
-        report = {"model": model, "fits": False, "problem": error.problem, "nearest": commands, "devices": rooms, "ledger": lines}
-        print(json.dumps(report, ensure_ascii=False))
+        print(json.dumps(refusal(plan, model, error.problem, commands), ensure_ascii=False))
         return
     console = Console(highlight=False)
     console.print(f"{model} does not fit", style="bold red", soft_wrap=True, markup=False)

@@ -106,6 +106,11 @@ class Plan:
     choice: Choice | None = None
     prediction: Prediction | None = None
 
+    @property
+    def devices(self) -> tuple[Room, ...]:
+        """The rooms; of a plan made for the CPU alone, its memory."""
+        return self.rooms or (Room("CPU", "memory", self.available_bytes, self.available_bytes),)
+
 
 def make_plan(
     program: Program, device: Device, request: Request, n_ctx_train: int, weights_bytes: Mapping[str, int], available: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ggrun.plan.pins import Pins
@@ -21,6 +21,19 @@ class Change:
     type_v: str
     n_gpu_layers: int | None
     kv_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another plan in one line: what differs, the words for it, what each device would hold, predicted tokens a second; or why not."""
+
+    what: str
+    flags: str
+    used: Mapping[str, int]
+    fits: bool
+    layers: int | None
+    prompt: float
+    answer: float
 
 
 def changes(plan: Plan, pins: Pins) -> Iterator[Change]:

@@ -15,6 +15,7 @@ from ggrun.server import (
     embeddings,
     errors,
     health,
+    live,
     messages,
     metrics,
     models,
@@ -25,6 +26,7 @@ from ggrun.server import (
     openai_chat,
     openai_completions,
     openapi,
+    page,
     responses,
     slots,
 )
@@ -36,6 +38,7 @@ from ggrun.server.shelf import Shelf
 
 MODULES = (  # each has ROUTES
     health,
+    live,
     models,
     openai_chat,
     openai_completions,
@@ -63,7 +66,7 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
 
     counted = [Middleware(metrics.Counted, metrics=shelf.metrics)] if shelf.metrics else []
     app = Starlette(
-        routes=[route for module in MODULES for route in module.ROUTES],
+        routes=[route for module in (*MODULES, *([page] if settings.webui else [])) for route in module.ROUTES],
         middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Told, Origins, Keys, Faults))],
         exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
