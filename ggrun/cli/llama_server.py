@@ -6,7 +6,7 @@ change answers, or what is exposed, is refused. Read from llama.cpp's table of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from ggrun.errors import GgrunError
@@ -159,10 +159,13 @@ def answer(name: str, values: list[str]) -> str:
     return f"{name} has no effect: {row.answer}"
 
 
-def answers_to(environment: Mapping[str, str]) -> list[str]:
-    """The same for variables."""
-    said = []
+def answers_to(environment: Mapping[str, str], own: Set[str]) -> list[str]:
+    """The same for variables. own: those that flags of ours read."""
     by_variable = {row.env: row for row in FLAGS.values() if row.env}
+    known = {*by_variable, *own, *(name.replace("LLAMA_ARG_", "LLAMA_ARG_NO_", 1) for name in own), "LLAMA_ARG_MODEL"}
+    said = [
+        f"{name} is not known here and has no effect" for name in sorted(environment) if name.startswith("LLAMA_ARG_") and name not in known
+    ]
     for variable in sorted(set(environment) & set(by_variable)):
         row = by_variable[variable]
         if row.refused and environment[variable].lower() not in ("", "0", "off", "false", "disabled", "none"):

@@ -10,7 +10,8 @@ from ggrun.cli.choosing import given
 from ggrun.cli.llama_server import answers_to
 from ggrun.cli.named import Model, named
 from ggrun.cli.opening import chosen, settings
-from ggrun.cli.options import SamplingOptions
+from ggrun.cli.options import SamplingOptions, rows_of
+from ggrun.cli.picture import PURPOSES
 from ggrun.cli.prompt import text_of, typed
 from ggrun.cli.screen import Screen
 from ggrun.cli.serve_options import AnswerOptions, CacheOptions, LimitOptions, ListenOptions, RouteOptions, ServedEngineOptions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ggrun import Engine
 
 SLOTS, STEP_MS = 4, 120.0
+TABLES = (ServedEngineOptions, ListenOptions, RouteOptions, CacheOptions, AnswerOptions, LimitOptions, SamplingOptions)
 
 
 def run(
@@ -48,7 +50,7 @@ def run(
 ) -> None:
     """Everything `ggrun serve` does. Raises GgrunError for flags that cannot be met, a port in use, a model that cannot be opened."""
     screen = Screen()
-    for note in answers_to(os.environ):
+    for note in answers_to(os.environ, variables()):
         screen.note(note)
     own = server_settings(listen, routes, cache, answers, limits)
     shelf = Shelf(_entries(model, engine, listen, cache, answers, sampling, screen), own)
@@ -71,9 +73,10 @@ def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Setti
     shape = plan.shape
     lines = []
     for room in plan.devices:
-        used = plan.ledger.total(room.device)
-        if used:
-            lines.append(f"{room.device}: {human(used)} of {human(room.limit_bytes)}")
+        purposes = dict.fromkeys(line.purpose for line in plan.ledger.lines if line.device == room.device)
+        if purposes:
+            parts = [f"{PURPOSES[p][0] if p in PURPOSES else p} {human(plan.ledger.total(room.device, p))}" for p in purposes]
+            lines.append(f"{room.device}: {human(plan.ledger.total(room.device))} of {human(room.limit_bytes)} ({', '.join(parts)})")
     layers = [f"{row.unit}: {row.device}" for row in unit_rows(plan)] if len(plan.segments) > 1 else []
     lines += [", ".join(layers)] if layers else []
     slots = "one slot (-np), which has" if shape.n_seqs == 1 else f"{shape.n_seqs} slots (-np), which share"
@@ -86,6 +89,12 @@ def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Setti
     if own.wide and not own.api_keys:
         lines.append("warning: other machines can reach this address and nothing keeps them out; --api-key does")
     return lines
+
+
+def variables() -> set[str]:
+    """The variables of the environment that flags of this command read."""
+    rows = [row for table in TABLES for row in rows_of(table)]
+    return {name for row in rows if isinstance(name := row.type.__metadata__[0].envvar, str)}
 
 
 def _entries(

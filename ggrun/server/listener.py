@@ -45,7 +45,8 @@ def bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
 def _bound(host: str, port: int) -> socket.socket:
     bare = host.strip("[]")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)  # localhost is 127.0.0.1 before ::1
     except OSError as error:
         raise GgrunError(f"--host {host} is no address of this machine ({error.strerror or error})") from None
     sock = socket.socket(family, kind)

@@ -9,6 +9,7 @@ Opening is done in a thread; everything else happens on the event loop, which th
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -232,6 +233,8 @@ class Shelf:
             raise
         book.model = OpenModel(entry.name, entry.path, engine, int(time.time()), entry.defaults, entry.aliases, self.metrics)
         book.state = "loaded"
+        gc.collect()
+        gc.freeze()  # a vocabulary is so many objects that every full collection would hold up all streams for 30 ms
 
     async def _make_room(self, book: _Book) -> None:
         """Close others, the least recently used first, while the model would run worse for them."""
@@ -253,6 +256,7 @@ class Shelf:
         model, book.model = book.model, None
         if model:
             await asyncio.to_thread(model.engine.close)
+            gc.unfreeze()
             book.state = state
 
     # ---- sleeping

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -23,11 +23,12 @@ SECONDS = 60  # until it listens
 
 
 class Served:
-    """A running server. said: what it wrote to stderr so far."""
+    """A running server. said: what it wrote to stderr so far. without: modules that are as if not installed."""
 
-    def __init__(self, *arguments: str | Path, **variables: str) -> None:
+    def __init__(self, *arguments: str | Path, without: Sequence[str] = (), **variables: str) -> None:
         path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH", ""))))
-        command = [sys.executable, "-m", "ggrun", "serve", "--port", "0", "--no-disk-cache", *map(str, arguments)]
+        program = f"import sys; sys.modules.update(dict.fromkeys({list(without)!r})); from ggrun.cli.app import main; main()"
+        command = [sys.executable, "-c", program, "serve", "--port", "0", "--no-disk-cache", *map(str, arguments)]
         self._out = os.memfd_create("stderr")
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._out, env=environment(PYTHONPATH=path, **variables)

@@ -95,6 +95,35 @@ def test_a_pipelined_and_a_kept_connection(server: Served) -> None:
         assert rest_of(sock).count(b'{"status":"ok"}') == 4
 
 
+def test_tokens_and_templates(server: Served) -> None:
+    tokens = server.ask("POST", "/tokenize", {"content": "json.dumps writes ä text"})[1]["tokens"]
+    assert server.ask("POST", "/detokenize", {"tokens": tokens})[1]["content"] == "json.dumps writes ä text"
+    prompt = server.ask("POST", "/apply-template", CHAT)[1]["prompt"]
+    assert prompt == "<|im_start|>user\nWhat is json?<|im_end|>\n<|im_start|>assistant\n"
+    props = server.ask("GET", "/props")[1]
+    assert (props["total_slots"], props["default_generation_settings"]["n_ctx"]) == (4, 4096)
+
+
+def test_a_slot_outlives_its_server(tmp_path: Path) -> None:
+    prompt = {"prompt": "What does json.dumps do? " * 30, "max_tokens": 4, "temperature": 0}
+    with Served("--slot-save-path", tmp_path, "-np", "1") as served:
+        first = served.ask("POST", "/v1/completions", prompt)[1]
+        saved = served.ask("POST", "/slots/0?action=save", {"filename": "a chat.bin"})
+        assert saved[0] == 200, saved
+        assert saved[1]["n_written"] == (tmp_path / "a chat.bin").stat().st_size
+        erased = served.ask("POST", "/slots/0?action=erase")
+        assert erased[1]["n_erased"] == saved[1]["n_saved"]
+    with Served("--slot-save-path", tmp_path, "-np", "1") as served:
+        assert served.ask("POST", "/slots/0?action=restore", {"filename": "a chat.bin"})[1]["n_restored"] == saved[1]["n_saved"]
+        again = served.ask("POST", "/v1/completions", prompt)[1]
+        assert again["choices"][0]["text"] == first["choices"][0]["text"]
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
+        (tmp_path / "a chat.bin").write_bytes(b"damaged")
+        status, answer = served.ask("POST", "/slots/0?action=restore", {"filename": "a chat.bin"})
+        assert status == 400
+        assert "Traceback" not in answer["error"]["message"]
+
+
 def test_metrics_count(server: Served) -> None:
     server.ask("POST", "/v1/chat/completions", CHAT)
     status, text = server.ask("GET", "/metrics")
@@ -240,6 +269,30 @@ def test_no_connection_is_left(limited: Served) -> None:
     while limited.n_sockets > before and time.monotonic() < end:
         time.sleep(0.05)
     assert limited.n_sockets <= before
+
+
+def test_the_plain_loop_and_parser_do_the_same() -> None:
+    """Without uvloop and httptools, which are an extra."""
+    with Served("--read-timeout", "1", "--max-connections", "3", "--context-shift", without=["uvloop", "httptools"]) as served:
+        assert served.ask("POST", "/v1/chat/completions", CHAT)[0] == 200
+        assert served.ask("POST", "/v1/chat/completions", CHAT, host="evil.example")[0] == 403
+        with served.connect() as sock:
+            sock.sendall(b"GET /health HTTP/1.1\r\nhost: loc")
+            assert rest_of(sock).startswith(b"HTTP/1.1 408")
+        with served.connect() as sock:
+            sock.sendall(b"no http at all\r\n\r\n")
+            answer = rest_of(sock)
+            assert answer.startswith(b"HTTP/1.1 400")
+            assert b'"error"' in answer
+        with served.connect(), served.connect(), served.connect(), served.connect() as fourth:
+            assert rest_of(fourth).startswith(b"HTTP/1.1 503")
+        with served.stream():
+            pass
+        assert served.idle(1)
+        with served.stream() as sock:
+            served.process.send_signal(signal.SIGTERM)
+            assert b"the server is shutting down" in rest_of(sock)
+            assert served.process.wait(10) == 0
 
 
 # ---- its end

@@ -124,12 +124,14 @@ def test_refused_flags_that_ask_for_what_is_so(name: str, value: str) -> None:
 
 
 def test_variables_are_answered() -> None:
-    assert answers_to({"LLAMA_ARG_NUMA": "distribute", "HOME": "/x"}) == [
-        "LLAMA_ARG_NUMA has no effect: memory is spread by the system; numactl says how"
+    given = {"LLAMA_ARG_NUMA": "distribute", "HOME": "/x", "LLAMA_ARG_PORT": "1", "LLAMA_ARG_NO_PORT": "1", "LLAMA_ARG_PROT": "1"}
+    assert answers_to(given, {"LLAMA_ARG_PORT"}) == [
+        "LLAMA_ARG_PROT is not known here and has no effect",
+        "LLAMA_ARG_NUMA has no effect: memory is spread by the system; numactl says how",
     ]
     with pytest.raises(GgrunError, match="LLAMA_ARG_HF_REPO: ggrun downloads nothing"):
-        answers_to({"LLAMA_ARG_HF_REPO": "a/b"})
-    assert len(answers_to({"LLAMA_ARG_AGENT": "0"})) == 1
+        answers_to({"LLAMA_ARG_HF_REPO": "a/b"}, set())
+    assert len(answers_to({"LLAMA_ARG_AGENT": "0"}, set())) == 1
 
 
 def test_values_of_flags_without_effect_are_not_taken_for_models(capsys: pytest.CaptureFixture[str]) -> None:

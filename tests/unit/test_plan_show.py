@@ -140,3 +140,17 @@ def test_compute_capabilities_are_written_either_way(llama_3: Path, capsys: pyte
         assert plan(llama_3, "-c", 4096, "--json", "--vram", "6GiB", "--ram", "16GiB", "--gpu-arch", arch) == 0
         reports.append(json.loads(capsys.readouterr().out))
     assert reports[0] == reports[1] == reports[2]
+
+
+def test_a_shared_pool_is_planned_as_serve_would(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("-c", 4096, "-np", 4, "--kv-tokens", -1, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["n_ctx"], report["n_parallel"], report["kv_tokens"]) == (4096, 4, 4096)
+    assert plan("-c", 2048, "-np", 4, "--kv-tokens", 4096) == 0
+    shown = capsys.readouterr().out
+    assert "2048 tokens of context x 4 (4096 shared)" in shown
+    assert "KV cache, 4096 tokens shared by 4 sequences" in shown
+    assert "-c 1024 --kv-tokens 1024" not in shown
+    assert "-c 2048 --kv-tokens 2048" in shown  # half the context
+    assert plan("-c", 2048, "--kv-tokens", 1000) != 0
+    assert "--kv-tokens 1000 is less than one conversation may grow to, -c 2048" in capsys.readouterr().err
