@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NAMES: Final = ("markedname", "markedother")
 _ARGUMENTS: Final = ({"markedkey": "marked value", "markedlast": "marked end"}, {"markedkey": "other value", "markedlast": "other end"})
 _IDS: Final = ("markedid0", "markedid1")  # nine letters and digits, as Mistral's templates want them
+_MAX_SHOWN: Final = 10_000  # characters two short calls may take
 _DESCRIPTION: Final = "Words that only the description of a tool has."
 _TAG: Final = re.compile(r"<[^<>\s]+>|\[[A-Z_/]+\]")
 _ASKED: Final = {"role": "user", "content": "words of a user"}
@@ -34,9 +35,8 @@ def formats_for(template: ChatTemplate) -> tuple[CallFormat, ...]:
     else:
         own = _known(shown) or _derived(shown) or _by_signature(template.sources)
     rows = [GENERIC] if generic_prompt or own is None else []
-    if own:
-        rows += [own, *(BY_NAME[name] for name in own.also)]
-    return tuple(dict.fromkeys(rows))
+    rows += [own] if own else []
+    return tuple(dict.fromkeys([*rows, *(BY_NAME[name] for row in rows for name in row.also)]))
 
 
 def format_for(template: ChatTemplate) -> CallFormat:
@@ -62,7 +62,8 @@ def _shown(template: ChatTemplate) -> tuple[list[str], bool]:
                 text = rendered.text.rpartition(_ASKED["content"])[2]
                 text = text[len(_common_start(opening, text)) :]
                 text = text.rpartition(ends_thought)[2].lstrip() if ends_thought in text.partition(_NAMES[0])[0] else text
-                texts.append(text[: len(text) - len(_common_end(closing, text))])
+                if len(text) <= _MAX_SHOWN:
+                    texts.append(text[: len(text) - len(_common_end(closing, text))])
     return texts, generic
 
 
@@ -146,7 +147,7 @@ def _call_at(text: str, index: int, at: int = 0) -> tuple[int, str, str, int] | 
     name_end = start + len(_NAMES[index])
     arguments = dict(_ARGUMENTS[index])
     for brace in re.finditer(r"\{", text[name_end:]):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found, end = json.JSONDecoder().raw_decode(text, name_end + brace.start())
             if found == arguments:
                 middle = text[name_end : name_end + brace.start()]
