@@ -46,7 +46,8 @@ async def raw(request: Request) -> bytes:
     settings: Settings = request.app.state.settings
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > settings.max_body:
-        await _drain(request)
+        if "expect" not in request.headers:  # else it waits for our word and has sent nothing yet
+            await _drain(request)
         raise _too_large(settings)
     parts: list[bytes] = []
     size = 0
