@@ -1,4 +1,4 @@
-"""Writes the tables of README.md, docs/bench.md and docs/serve.md from the registries of the code: `python scripts/readme_tables.py`.
+"""Writes the tables of README.md, docs/bench.md, docs/serve.md and docs/tool-calls.md from the code's registries: scripts/readme_tables.py.
 
 A test holds the pages to what this prints, so after a new architecture, format, command or flag of `ggrun bench` or `serve` run it and
 commit them.
@@ -27,6 +27,8 @@ from ggrun.cli.serve_options import (  # noqa: E402
     ServedEngineOptions,
 )
 from ggrun.models import REGISTRY  # noqa: E402
+from ggrun.text.tool_calls import FORMATS as CALL_FORMATS  # noqa: E402
+from ggrun.text.tool_calls import HARMONY  # noqa: E402
 from quant.format import FORMATS  # noqa: E402
 
 BEGIN, END = "<!-- written by scripts/readme_tables.py -->\n", "<!-- end of the written part -->\n"
@@ -80,7 +82,30 @@ def flags_of(*tables: Any, leave: Callable[[Any, str], bool] = lambda table, nam
     return "\n".join([*lines[1:], ""])
 
 
-PAGES = {ROOT / "README.md": supported, ROOT / "docs" / "bench.md": bench_flags, ROOT / "docs" / "serve.md": serve_flags}
+def call_formats() -> str:
+    """How models write tool calls."""
+    lines = ["| format | models | a call |", "|---|---|---|"]
+    for row in (*CALL_FORMATS, HARMONY):
+        argument = f", each argument {_inline(row.argument)}" if row.argument else ""
+        around = f", all between {_inline(row.first)} and {_inline(row.last)}" if row.first else ""
+        lines.append(f"| `{row.name}` | {row.families} | {_inline(row.call)}{argument}{around} |")
+    return "\n".join([*lines, ""])
+
+
+def _inline(text: str) -> str:
+    """Code in a table's cell, between as many marks as it needs."""
+    marks = "````" if "```" in text else "`"
+    space = " " if "```" in text else ""
+    code = text.strip().replace("\n", "↵").replace("|", "\\|")
+    return f"{marks}{space}{code}{space}{marks}"
+
+
+PAGES = {
+    ROOT / "README.md": supported,
+    ROOT / "docs" / "bench.md": bench_flags,
+    ROOT / "docs" / "serve.md": serve_flags,
+    ROOT / "docs" / "tool-calls.md": call_formats,
+}
 
 
 def page_with(text: str, part: str) -> str:

@@ -112,11 +112,19 @@ class DiskThread:
                 if not (fetch or store or used):
                     return
             if fetch:
-                self._fetch(fetch)
+                try:
+                    self._fetch(fetch)
+                except Exception as error:  # whatever it is, the prompt can be computed
+                    self._note(f"cached prompts in {self._disk.folder} cannot be read: {error}")
+                fetch.send(fetch.done)
             for keys in used:
                 self._disk.touch(keys)
             if store:
                 self._store(*store)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _fetch(self, job: _Fetch) -> None:
         ready = 0  # blocks read and not yet handed over
@@ -131,7 +139,6 @@ class DiskThread:
                 ready = 0
         if ready:
             self._hand_over(job, ready)
-        job.send(job.done)
 
     def _hand_over(self, job: _Fetch, n: int) -> bool:
         """Let the engine's thread take the first n blocks, and wait until it has: their memory is used again. False: no more."""
@@ -142,6 +149,8 @@ class DiskThread:
             nonlocal more
             try:
                 more = not self._closed and job.arrived(self._in[:n])
+            except Exception as error:  # the executor's, which the next step will meet, too
+                self._note(f"a cached prompt could not be taken from {self._disk.folder}: {error}")
             finally:
                 taken.set()
 
@@ -155,9 +164,10 @@ class DiskThread:
         try:
             if not self.has(named.key):
                 self._disk.write(named, data)
-        except OSError as error:
+        except Exception as error:
             self._full = True
-            self.notes.append(f"no more prompts are kept in {self._disk.folder}: {error.strerror}")
+            said = error.strerror if isinstance(error, OSError) else error
+            self._note(f"no more prompts are kept in {self._disk.folder}: {said}")
         self._add(lambda: setattr(self, "_writing", False))
         self._out.append(data)
         self.on_ready()

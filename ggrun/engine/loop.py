@@ -301,7 +301,7 @@ class Loop:
         sequence.generation.put(error)
 
     def _forward(self, tokens: list[int]) -> NDArray[np.float32]:
-        if self._scheduler.running:
+        if self._scheduler.running or self._embedder.holds:
             raise GgrunError("logits of a whole sequence are computed only while nothing else runs")
         out = np.empty((len(tokens), self._n_vocab), np.float32)
         blocks: list[Block] = []

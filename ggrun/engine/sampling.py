@@ -56,8 +56,8 @@ _RANGES: Final[dict[str, tuple[str, float | None, float | None]]] = {
     "dynatemp_exponent": ("--dynatemp-exp", 0, None),
     "repeat_penalty": ("--repeat-penalty", 1e-3, 1e3),
     "repeat_last_n": ("--repeat-last-n", -1, None),
-    "presence_penalty": ("--presence-penalty", None, None),
-    "frequency_penalty": ("--frequency-penalty", None, None),
+    "presence_penalty": ("--presence-penalty", -1e6, 1e6),
+    "frequency_penalty": ("--frequency-penalty", -1e6, 1e6),
     "dry_multiplier": ("--dry-multiplier", 0, None),
     "dry_base": ("--dry-base", 0, None),
     "dry_allowed_length": ("--dry-allowed-length", 1, None),
@@ -160,7 +160,7 @@ def _breakers(given: Any) -> tuple[str, ...]:
 def _bias(entry: Any) -> tuple[int, float]:
     try:
         id_, bias = entry
-        if isinstance(id_, bool) or not isinstance(id_, int) or id_ < 0 or math.isnan(float(bias)) or bias == math.inf:
+        if isinstance(id_, bool) or not isinstance(id_, int) or id_ < 0 or math.isnan(float(bias)) or bias > 1e6:
             raise ValueError
     except (TypeError, ValueError):
         raise GgrunError(f"--logit-bias must be a token id and a number to add (or -inf to forbid it), not {entry!r:.60}") from None

@@ -135,7 +135,7 @@ def _part(part: Any, path: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind not in _TEXTS:
+    if not isinstance(kind, str) or kind not in _TEXTS:
         raise ApiError(400, f"parts of type {kind!r:.40} are not supported: this server reads text only", param=path)
     text = part.get(_TEXTS[kind])
     if not isinstance(text, str):

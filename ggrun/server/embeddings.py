@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Sequence
 from time import perf_counter_ns
@@ -75,8 +76,8 @@ async def openai(request: Request) -> Response:
     """POST /v1/embeddings."""
     asked = await read(request, EmbeddingsRequest)
     name, vectors = await _vectors(request, asked.model, inputs_of(asked.input, "input"), "input", asked.dimensions)
-    rows = [normalized(row, asked.embd_normalize) for row in vectors.rows]
-    data = [{"object": "embedding", "index": i, "embedding": _written(row, asked.encoding_format)} for i, row in enumerate(rows)]
+    rows = await _written(vectors, asked.embd_normalize, asked.encoding_format)
+    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
     usage = {"prompt_tokens": vectors.n_tokens, "total_tokens": vectors.n_tokens}
     return json_response({"object": "list", "data": data, "model": name, "usage": usage})
 
@@ -90,8 +91,8 @@ async def llama_cpp(request: Request) -> Response:
     if given is None:
         raise ApiError(400, "content is missing: a text, token ids, or a list of them", param="content")
     _, vectors = await _vectors(request, asked.model, inputs_of(given, param), param)
-    rows = [normalized(row, asked.embd_normalize) for row in vectors.rows]
-    return json_response([{"index": i, "embedding": [_written(row, asked.encoding_format)]} for i, row in enumerate(rows)])
+    rows = await _written(vectors, asked.embd_normalize, asked.encoding_format)
+    return json_response([{"index": i, "embedding": [row]} for i, row in enumerate(rows)])
 
 
 @operation("Embed texts, as Ollama does", request=EmbedRequest, answer="a normalized vector for each input")
@@ -105,7 +106,7 @@ async def ollama(request: Request) -> Response:
             return json_response({"model": model.name, **answer})
     inputs = inputs_of(asked.input, "input")
     name, vectors = await _vectors(request, model_name(request, asked.model), inputs, "input", asked.dimensions, asked.truncate is True)
-    answer |= {"embeddings": [normalized(row).tolist() for row in vectors.rows], "prompt_eval_count": vectors.n_tokens}
+    answer |= {"embeddings": await _written(vectors), "prompt_eval_count": vectors.n_tokens}
     return json_response({"model": name, **answer, "total_duration": perf_counter_ns() - started})
 
 
@@ -114,7 +115,7 @@ async def ollama_old(request: Request) -> Response:
     """POST /api/embeddings."""
     asked = await read(request, OldEmbedRequest)
     _, vectors = await _vectors(request, model_name(request, asked.model), [asked.prompt], "prompt")
-    return json_response({"embedding": vectors.rows[0].tolist()})
+    return json_response({"embedding": (await _written(vectors, -1))[0]})
 
 
 async def _vectors(
@@ -132,9 +133,14 @@ async def _vectors(
     return await until_gone(request, work())
 
 
-def _written(row: NDArray[np.float32], encoding: Encoding) -> Any:
-    """A row as a list of numbers, or as base64 of little-endian float32."""
-    return base64.b64encode(row.astype("<f4").tobytes()).decode() if encoding == "base64" else row.tolist()
+async def _written(vectors: Vectors, norm: int = 2, encoding: Encoding = "float") -> list[msgspec.Raw]:
+    """Each row, normalized, as JSON: a list of numbers, or base64 of little-endian float32. In a thread: there may be millions of them."""
+
+    def written(row: NDArray[np.float32]) -> msgspec.Raw:
+        scaled = normalized(row, norm).astype("<f4")
+        return msgspec.Raw(msgspec.json.encode(base64.b64encode(scaled.tobytes()).decode() if encoding == "base64" else scaled.tolist()))
+
+    return await asyncio.to_thread(lambda: [written(row) for row in vectors.rows])
 
 
 ROUTES: Final = [

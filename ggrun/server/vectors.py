@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ggrun.server.errors import ApiError
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 Input = str | Sequence[int]
 
 POOLINGS: Final = ("mean", "last", "cls")
-AT_ONCE: Final = 4  # inputs of one request that are computed together
+AT_ONCE: Final = 4  # inputs that are computed together, of one request and of all
+# threads of their own: those of the event loop read other requests' prompts meanwhile
+_threads: Final = ThreadPoolExecutor(AT_ONCE, "ggrun-embed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,14 @@ async def embed(model: OpenModel, settings: Settings, inputs: Sequence[Input], p
     Raises ApiError 400 for an input that is empty, too long or no token of the model's. Cancelling it stops the computation.
     """
     pooling = pooling_of(settings)
-    many = len(inputs) > 1
-    prompts = [_ids(model.engine, given, f"{param}[{i}]" if many else param, truncate) for i, given in enumerate(inputs)]
+    prompts = await asyncio.to_thread(_prompts, model.engine, inputs, param, truncate)
     cancelled = threading.Event()
     room = asyncio.Semaphore(AT_ONCE)
+    work = partial(model.engine.embed, pooling=pooling, cancelled=cancelled.is_set)
 
     async def one(ids: list[int]) -> NDArray[np.float32]:
         async with room:
-            return await asyncio.to_thread(model.engine.embed, ids, pooling, cancelled=cancelled.is_set)
+            return await asyncio.get_running_loop().run_in_executor(_threads, work, ids)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -79,6 +83,11 @@ def normalized(row: NDArray[np.float32], norm: int = 2) -> NDArray[np.float32]:
         return row
     size = peak / 32760 if norm == 0 else peak * float(((wide / peak) ** norm).sum()) ** (1 / norm)  # by its peak: no power overflows
     return (row / size).astype(np.float32)
+
+
+def _prompts(engine: Engine, inputs: Sequence[Input], param: str, truncate: bool) -> list[list[int]]:
+    many = len(inputs) > 1
+    return [_ids(engine, given, f"{param}[{i}]" if many else param, truncate) for i, given in enumerate(inputs)]
 
 
 def _ids(engine: Engine, given: Input, path: str, truncate: bool) -> list[int]:

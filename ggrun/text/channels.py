@@ -23,8 +23,11 @@ _MAX_HEADER: Final = 512
 ReadCall = Callable[[Source, str, str], Steps[None]]
 
 
-def read_channels(source: Source, thought: Emit, text: Emit, call: ReadCall | None) -> Steps[None]:
-    """Everything an output has. call: reads the call of the named function, whose arguments come next; also gets the header as written."""
+def read_channels(source: Source, thought: Emit | None, text: Emit, call: ReadCall | None) -> Steps[None]:
+    """Everything an output has. thought None: thoughts are text, with their marks.
+
+    call: reads the call of the named function, whose arguments come next; it also gets the header as written. None: calls are text.
+    """
     header = ""
     while source.rest or not source.ended:
         if not header and not (yield from _at_header(source)):
@@ -46,8 +49,13 @@ def read_channels(source: Source, thought: Emit, text: Emit, call: ReadCall | No
             yield from call(source, recipient[1].removeprefix("functions."), header)
             yield from source.skip_space()
             found = yield from _BODY_ENDS.next(source, text, trim=True, cut=True)
+        elif channel and channel[1] == "analysis" and thought:
+            found = yield from _BODY_ENDS.next(source, thought)
         else:
-            found = yield from _BODY_ENDS.next(source, thought if channel and channel[1] == "analysis" else text)
+            as_written = bool(recipient) or (channel and channel[1] == "analysis")
+            text(header if as_written else "")
+            found = yield from _BODY_ENDS.next(source, text)
+            text(found if as_written and found not in _HEADER_MARKS else "")
         header = found if found in _HEADER_MARKS else ""
 
 

@@ -114,7 +114,7 @@ class OutputParser:
     def _run(self) -> Steps[None]:
         source, style = self._source, self._style.reasoning
         if style.channels:
-            thought = self._text if self._raw_thoughts else self._thought
+            thought = None if self._raw_thoughts else self._thought
             yield from read_channels(source, thought, self._text, self._reader.read_arguments if self._reader.markers else None)
             return
         if self._raw_thoughts:

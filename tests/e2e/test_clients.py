@@ -1,6 +1,8 @@
 """The real clients of the other APIs against a real server with the embedded model: `openai`'s responses, `anthropic`, `ollama`."""
 
+import itertools
 import json
+import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -324,3 +326,36 @@ def test_ollama_embeddings(llama: ollama.Client, oai: openai.OpenAI) -> None:
     assert old / np.linalg.norm(old) == pytest.approx(expected, abs=1e-4)
     with pytest.raises(ollama.ResponseError, match="context"):
         llama.embed("pydoc", "word " * 3000)
+
+
+# ---- clients that go away
+
+ENDLESS = [
+    ("/v1/responses", {"input": QUESTION}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 100_000}),
+    ("/api/chat", {"model": "pydoc", "messages": [{"role": "user", "content": QUESTION}]}),
+    ("/api/generate", {"model": "pydoc", "prompt": QUESTION}),
+]
+
+
+@pytest.fixture(scope="module")
+def endless() -> Iterator[Served]:
+    with serving("-np", "2", "-c", "4096", "--ignore-eos", "--context-shift", "-n", "-1") as served:
+        yield served
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("path", "body"), ENDLESS)
+def test_an_answer_nobody_waits_for_is_stopped(endless: Served, path: str, body: dict[str, object], stream: bool) -> None:
+    with httpx.Client(base_url=endless.url) as http:
+        if stream:
+            with http.stream("POST", path, json={**body, "stream": True}, timeout=30) as response:
+                assert len(list(itertools.islice(response.iter_lines(), 12))) == 12
+                assert any(slot["is_processing"] for slot in endless.get("/slots"))
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post(path, json={**body, "stream": False}, timeout=httpx.Timeout(10, read=0.5))
+    until = time.monotonic() + 2
+    while busy := [slot for slot in endless.get("/slots") if slot["is_processing"]]:
+        assert time.monotonic() < until, busy
+        time.sleep(0.02)

@@ -95,6 +95,35 @@ def test_a_pipelined_and_a_kept_connection(server: Served) -> None:
         assert rest_of(sock).count(b'{"status":"ok"}') == 4
 
 
+def test_tokens_and_templates(server: Served) -> None:
+    tokens = server.ask("POST", "/tokenize", {"content": "json.dumps writes ä text"})[1]["tokens"]
+    assert server.ask("POST", "/detokenize", {"tokens": tokens})[1]["content"] == "json.dumps writes ä text"
+    prompt = server.ask("POST", "/apply-template", CHAT)[1]["prompt"]
+    assert prompt == "<|im_start|>user\nWhat is json?<|im_end|>\n<|im_start|>assistant\n"
+    props = server.ask("GET", "/props")[1]
+    assert (props["total_slots"], props["default_generation_settings"]["n_ctx"]) == (4, 4096)
+
+
+def test_a_slot_outlives_its_server(tmp_path: Path) -> None:
+    prompt = {"prompt": "What does json.dumps do? " * 30, "max_tokens": 4, "temperature": 0}
+    with Served("--slot-save-path", tmp_path, "-np", "1") as served:
+        first = served.ask("POST", "/v1/completions", prompt)[1]
+        saved = served.ask("POST", "/slots/0?action=save", {"filename": "a chat.bin"})
+        assert saved[0] == 200, saved
+        assert saved[1]["n_written"] == (tmp_path / "a chat.bin").stat().st_size
+        erased = served.ask("POST", "/slots/0?action=erase")
+        assert erased[1]["n_erased"] == saved[1]["n_saved"]
+    with Served("--slot-save-path", tmp_path, "-np", "1") as served:
+        assert served.ask("POST", "/slots/0?action=restore", {"filename": "a chat.bin"})[1]["n_restored"] == saved[1]["n_saved"]
+        again = served.ask("POST", "/v1/completions", prompt)[1]
+        assert again["choices"][0]["text"] == first["choices"][0]["text"]
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
+        (tmp_path / "a chat.bin").write_bytes(b"damaged")
+        status, answer = served.ask("POST", "/slots/0?action=restore", {"filename": "a chat.bin"})
+        assert status == 400
+        assert "Traceback" not in answer["error"]["message"]
+
+
 def test_metrics_count(server: Served) -> None:
     server.ask("POST", "/v1/chat/completions", CHAT)
     status, text = server.ask("GET", "/metrics")

@@ -194,6 +194,8 @@ def test_fields_without_meaning_are_accepted() -> None:
         ({"role": "user", "content": 5}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "messages[0].content[0]"),
         ({"role": "user", "content": [5]}, "messages[0].content[0]"),
+        ({"role": "user", "content": [{"type": []}]}, "messages[0].content[0]"),
+        ({"role": ["user"], "content": "x"}, "messages[0].role"),
         ({"role": "assistant", "tool_calls": [{"function": {}}]}, "messages[0].tool_calls[0].function"),
         ({"role": "assistant", "tool_calls": {}}, "messages[0].tool_calls"),
         ({"role": "tool", "content": "x", "tool_call_id": 5}, "messages[0].tool_call_id"),

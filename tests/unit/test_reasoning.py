@@ -90,6 +90,13 @@ def test_channels(output: str) -> None:
     assert split(CHANNELS, output) == CHANNEL_OUTPUTS[output]
 
 
+def test_channels_may_stay_in_the_text() -> None:
+    thought = "<|channel|>analysis<|message|>Hm.<|end|>"
+    assert split(CHANNELS, f"{thought}<|start|>assistant<|channel|>final<|message|>Yes.", reasoning="none") == ("", f"{thought}Yes.")
+    call = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}<|call|>'
+    assert split(CHANNELS, call) == ("", call)
+
+
 @given(st.text("<>/think \n[]THINK|", max_size=60), st.lists(st.integers(0, 60), max_size=8), st.sampled_from(STYLES), st.booleans())
 def test_any_output_is_split_alike_however_it_is_cut(output: str, places: list[int], style: ReasoningStyle, opened: bool) -> None:
     thought, text = split(style, output, places, prompt=style.begin if opened else "")

@@ -320,6 +320,8 @@ def test_defaults_are_llama_cpps() -> None:
         ({"repeat_penalty": 0}, "--repeat-penalty"),
         ({"repeat_last_n": -2}, "--repeat-last-n"),
         ({"presence_penalty": math.inf}, "--presence-penalty"),
+        ({"frequency_penalty": -1e308}, "--frequency-penalty"),
+        ({"logit_bias": ((1, 1e308),)}, "--logit-bias"),
         ({"xtc_probability": 2}, "--xtc-probability"),
         ({"dry_allowed_length": 0}, "--dry-allowed-length"),
         ({"dry_multiplier": -1}, "--dry-multiplier"),

@@ -1,5 +1,6 @@
 """Embeddings in every API's shape, over an engine that counts."""
 
+import asyncio
 import base64
 import threading
 import time
@@ -13,11 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
+from ggrun.errors import GgrunError
+from ggrun.runtime.executor import Cancelled
 from ggrun.server import embeddings
 from ggrun.server.errors import ApiError
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Defaults, ModelState
-from ggrun.server.vectors import inputs_of, normalized, pooling_of
+from ggrun.server.vectors import embed, inputs_of, normalized, pooling_of
 from tests.conftest import EMBEDDED
 from tests.unit.scripted import tokenizer
 from tests.unit.server_pieces import NoShelf, bare_app, client
@@ -165,3 +168,40 @@ def test_a_list_of_lists_of_texts_is_no_input() -> None:
     with pytest.raises(ApiError) as caught:
         inputs_of([["a"]], "input")
     assert caught.value.param == "input[0]"
+
+
+class WaitingEngine(CountingEngine):
+    """Computes until it is told to stop; a text of two tokens breaks it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_stopped = 0
+
+    def embed(self, ids: list[int], pooling: str | None, cancelled: Callable[[], bool]) -> NDArray[np.float32]:
+        if len(ids) == 2:
+            raise GgrunError("the weights are damaged")
+        until = time.monotonic() + 10
+        while not cancelled() and time.monotonic() < until:
+            time.sleep(0.005)
+        self.n_stopped += cancelled()
+        raise Cancelled
+
+
+def test_nothing_is_computed_for_a_client_that_is_gone() -> None:
+    engine = WaitingEngine()
+
+    async def work() -> None:
+        model: Any = SimpleNamespace(name="m", engine=engine)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await embed(model, Settings(), [[5], [6], [7], [8], [9]], "input")
+        with pytest.raises(GgrunError, match="damaged"):
+            await embed(model, Settings(), [[5], [5, 6]], "input")
+
+    started = time.monotonic()
+    asyncio.run(work())
+    until = time.monotonic() + 2
+    while engine.n_stopped < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert engine.n_stopped == 5  # four of the first request's five, one of the second's
+    assert time.monotonic() - started < 5

@@ -24,7 +24,7 @@ class CallFormat:
     """One row. first, last: what stands once before and after all calls of an answer; between: between two of them.
 
     dialect: how values are written (of loose_json.DIALECTS). id_pattern: what an id looks like. signature: what a template contains whose
-    model uses this format, if the template does not show a call. also: rows such models use beside it.
+    model uses this format, if the template does not show a call. also: rows such models use beside it. families: models that use it.
     """
 
     name: str
@@ -37,6 +37,7 @@ class CallFormat:
     id_pattern: str = "[a-zA-Z0-9]{9}"
     signature: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    families: str = ""
 
     @cached_property
     def shape(self) -> Shape:
@@ -162,57 +163,89 @@ def _gemma(value: Any) -> str:
 
 _JSON: Final = '{"name": "«name»", "arguments": «arguments»}'
 
-GENERIC: Final = CallFormat("generic", f"<tool_call>\n{_JSON}\n</tool_call>", between="\n", signature=("<tool_call>",))
-HARMONY: Final = CallFormat("harmony", "<|channel|>commentary to=functions.«name» <|constrain|>json<|message|>«arguments»<|call|>")
+GENERIC: Final = CallFormat(
+    "generic", f"<tool_call>\n{_JSON}\n</tool_call>", between="\n", signature=("<tool_call>",),
+    families="templates that know no tools: ggrun describes them and asks for this",
+)  # fmt: skip
+HARMONY: Final = CallFormat(
+    "harmony", "<|channel|>commentary to=functions.«name» <|constrain|>json<|message|>«arguments»<|call|>", families="gpt-oss"
+)
 
 # In the order they are tried; a template that shows a call spelled another way gets a row of its own (derive.py).
 FORMATS: Final[tuple[CallFormat, ...]] = (
-    CallFormat("hermes", GENERIC.call, between="\n"),
+    CallFormat("hermes", GENERIC.call, between="\n", families="Hermes 2 and 3, Qwen 2.5, Qwen 3 and most of their kin"),
     CallFormat(
         "qwen3-coder", "<tool_call>\n<function=«name»>\n«arguments»</function>\n</tool_call>", between="\n",
         argument="<parameter=«key»>\n«value»\n</parameter>\n", signature=("<function=", "<parameter="),
+        families="Qwen3-Coder, Qwen 3.5",
     ),
     CallFormat(
         "glm4", "<tool_call>«name»\n«arguments»</tool_call>", between="\n",
         argument="<arg_key>«key»</arg_key>\n<arg_value>«value»</arg_value>\n", signature=("<arg_key>", "<arg_value>"),
+        families="GLM 4.5 and later",
     ),
     CallFormat(
         "minimax", '<invoke name="«name»">\n«arguments»</invoke>', between="\n",
         first="<minimax:tool_call>\n", last="\n</minimax:tool_call>",
         argument='<parameter name="«key»">«value»</parameter>\n', signature=("<minimax:tool_call>",),
+        families="MiniMax-M2",
     ),
-    CallFormat("mistral", '{"name": "«name»", "arguments": «arguments», "id": "«id»"}', first="[TOOL_CALLS][", between=", ", last="]"),
-    CallFormat("mistral-ids", "[TOOL_CALLS]«name»[CALL_ID]«id»[ARGS]«arguments»", signature=("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")),
-    CallFormat("mistral-args", "[TOOL_CALLS]«name»[ARGS]«arguments»", signature=("[TOOL_CALLS]", "[ARGS]")),
-    CallFormat("mistral-list", _JSON, first="[TOOL_CALLS][", between=", ", last="]", signature=("[TOOL_CALLS]",)),
+    CallFormat(
+        "mistral", '{"name": "«name»", "arguments": «arguments», "id": "«id»"}', first="[TOOL_CALLS][", between=", ", last="]",
+        families="Mistral 7B v0.3, Nemo",
+    ),
+    CallFormat(
+        "mistral-ids", "[TOOL_CALLS]«name»[CALL_ID]«id»[ARGS]«arguments»", signature=("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+        families="Mistral Small 3.2",
+    ),
+    CallFormat(
+        "mistral-args", "[TOOL_CALLS]«name»[ARGS]«arguments»", signature=("[TOOL_CALLS]", "[ARGS]"),
+        families="Magistral, Devstral",
+    ),
+    CallFormat(
+        "mistral-list", _JSON, first="[TOOL_CALLS][", between=", ", last="]", signature=("[TOOL_CALLS]",),
+        families="others' templates for Mistral's models",
+    ),
     CallFormat(
         "deepseek", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>«name»\n```json\n«arguments»\n```<｜tool▁call▁end｜>",
         first="<｜tool▁calls▁begin｜>", last="<｜tool▁calls▁end｜>", between="\n", signature=("<｜tool▁calls▁begin｜>", "```"),
+        families="DeepSeek V3, R1",
     ),
     CallFormat(
         "deepseek-v3.1", "<｜tool▁call▁begin｜>«name»<｜tool▁sep｜>«arguments»<｜tool▁call▁end｜>",
         first="<｜tool▁calls▁begin｜>", last="<｜tool▁calls▁end｜>", signature=("<｜tool▁calls▁begin｜>",),
+        families="DeepSeek V3.1 and later",
     ),
     CallFormat(
         "solar", "<|tool_call:begin|>«id»<|tool_call:name|>«name»<|tool_call:args|>«arguments»<|tool_call:end|>",
         first="<|tool_calls|>", last="<|calls|>", signature=("<|tool_call:begin|>",),
+        families="Solar Open",
     ),
     CallFormat(
         "kimi", "<|tool_call_begin|>functions.«name»:«id»<|tool_call_argument_begin|>«arguments»<|tool_call_end|>",
         first="<|tool_calls_section_begin|>", last="<|tool_calls_section_end|>",
         id_pattern="[0-9]{1,2}", signature=("<|tool_call_begin|>",),
+        families="Kimi K2",
     ),
-    CallFormat("gemma4", "<|tool_call>call:«name»{«arguments»}<tool_call|>", dialect="gemma", signature=("<|tool_call>", "<tool_call|>")),
+    CallFormat(
+        "gemma4", "<|tool_call>call:«name»{«arguments»}<tool_call|>", dialect="gemma", signature=("<|tool_call>", "<tool_call|>"),
+        families="Gemma 4",
+    ),
     CallFormat(
         "python-list", "«name»(«arguments»)", first="<|tool_call_start|>[", last="]<|tool_call_end|>", between=", ", dialect="python",
         signature=("<|tool_call_start|>",),
+        families="LFM2",
     ),
-    CallFormat("llama3-builtin", "<|python_tag|>«name».call(«arguments»)", dialect="python"),
+    CallFormat(
+        "llama3-builtin", "<|python_tag|>«name».call(«arguments»)", dialect="python",
+        families="Llama 3.1 to 3.3, for tools they know by heart",
+    ),
     CallFormat(
         "llama3", '{"name": "«name»", "parameters": «arguments»}', between="; ", signature=("<|start_header_id|>", '"parameters"'),
         also=("llama3-builtin",),
+        families="Llama 3.1 to 3.3",
     ),
-    CallFormat("granite", _JSON, first="<|tool_call|>[", last="]", between=", ", signature=("<|tool_call|>",)),
+    CallFormat("granite", _JSON, first="<|tool_call|>[", last="]", between=", ", signature=("<|tool_call|>",), families="Granite 3"),
     GENERIC,
 )  # fmt: skip
 BY_NAME: Final = {row.name: row for row in (*FORMATS, HARMONY)}

@@ -1,0 +1,1 @@
+"""The parts of scripts/bench_serve.py and scripts/soak_serve.py: a server's process, and a client that measures."""
