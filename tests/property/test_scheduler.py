@@ -3,6 +3,7 @@
 Whatever is submitted, cancelled and evicted, every token of every batch must see exactly its own sequence's earlier tokens.
 """
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -266,4 +267,18 @@ def test_pace_follows_a_machine_and_forgets_a_stall() -> None:
     for _ in range(5):
         pace.note(16, 5.0)
     assert (pace.room(512), pace.room(5)) == (16, 5)
-    assert Pace(0).room(512) == 512
+    assert pace.seconds(0) == 0.02
+    assert Pace(0).seconds(1) == math.inf
+    pace = Pace(0)
+    pace.note(400, 1.0)
+    assert pace.room(512) == 45  # a careful step, where there is no target
+
+
+def test_without_a_target_prompts_take_all_the_room_but_after_an_abort() -> None:
+    scheduler, cells = scheduler_of(2, 40 * N, 90, n_ubatch=256)
+    scheduler.pace.note(512, 5.0)
+    for s in (sequence([1]), sequence([2] * 30 * N)):
+        scheduler.submit(s)
+    cells.run(scheduler.next()[0], scheduler.running)
+    scheduler.n_careful = 1
+    assert [[item.n for item in scheduler.next()[1]] for _ in range(2)] == [[1, 16], [1, 255]]
