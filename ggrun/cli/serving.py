@@ -93,8 +93,8 @@ def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Setti
 
 def variables() -> set[str]:
     """The variables of the environment that flags of this command read."""
-    rows = [row for table in TABLES for row in rows_of(table)]
-    return {name for row in rows if isinstance(name := row.type.__metadata__[0].envvar, str)}
+    kinds: list[Any] = [row.type for table in TABLES for row in rows_of(table)]
+    return {name for kind in kinds if isinstance(name := kind.__metadata__[0].envvar, str)}
 
 
 def _entries(

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from threading import Event
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from ggrun.runtime.executor import Batch, Cancelled, Executor
 
 Rows = NDArray[np.float32]
 BESIDE_SECONDS = 0.06  # a chunk's, while others wait for their tokens
+WAIT_SECONDS = 0.002  # between two looks for room, when there is nothing else to do
 FIRST_CHUNK = 32  # tokens, before it is known how long they take
 
 # Which hidden rows of n tokens each pooling needs, first and last: the model looks back only, so that the first row needs the first token.
@@ -87,6 +88,9 @@ class Embedder:
         try:
             if not job.blocks and not self._begin(job):
                 if busy:
+                    return False
+                if self._pool.n_used:  # whoever holds blocks gives them back
+                    sleep(WAIT_SECONDS)
                     return False
                 raise GgrunError(f"{len(job.tokens)} tokens do not fit the KV cache")
             self._compute(job, self._chunk(busy))

@@ -32,12 +32,13 @@ _MARK: Final = b"\xff"  # begins a special token for llguidance; no text contain
 
 
 class GrammarConstraint:
-    """A `Constraint` that a matcher of llguidance follows. ends: the bits of tokens that end a generation."""
+    """A `Constraint` that a matcher of llguidance follows. ends: the bits of tokens that end a generation; shown: of them in masks."""
 
-    def __init__(self, matcher: Any, ends: NDArray[np.uint32]) -> None:
+    def __init__(self, matcher: Any, ends: NDArray[np.uint32], shown: NDArray[np.uint32]) -> None:
         self.done = False
         self._matcher = matcher
         self._ends = ends
+        self._shown = shown
         self._words = np.zeros(len(ends), np.uint32)
         self._pending: Future[None] = _workers().submit(self._compute)
 
@@ -54,13 +55,13 @@ class GrammarConstraint:
             raise self._failure(f"token {id} does not follow it")
         self.done = self._matcher.is_stopped()
         if self.done:
-            self._words[:] = self._ends
+            self._words[:] = self._shown
         else:
             self._pending = _workers().submit(self._compute)
 
     def copy(self) -> GrammarConstraint:
         self._pending.result()
-        return GrammarConstraint(self._matcher.deep_copy(), self._ends)
+        return GrammarConstraint(self._matcher.deep_copy(), self._ends, self._shown)
 
     def _compute(self) -> None:
         matcher, words = self._matcher, self._words
@@ -68,6 +69,7 @@ class GrammarConstraint:
         if matcher.is_error():
             raise self._failure("it failed")
         self.done = not (words & ~self._ends).any()
+        words &= ~self._ends | self._shown
         if self.done and not matcher.is_accepting():
             raise ConstraintError("the answer cannot follow its grammar or schema: the vocabulary has no token for what must come next")
 
@@ -86,6 +88,7 @@ class Guide:
         bits = np.zeros(-(-len(vocabulary.tokens) // 32) * 32, np.uint8)
         bits[vocabulary.ends] = 1
         self._ends = np.packbits(bits, bitorder="little").view(np.uint32)
+        self._shown = self._ends if tokenizer.end_of_generation else np.zeros_like(self._ends)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, Any] = OrderedDict()
 
@@ -103,7 +106,7 @@ class Guide:
                 if len(self._compiled) > _KEPT:
                     self._compiled.popitem(last=False)
         with self._lock:
-            return GrammarConstraint(matcher.deep_copy(), self._ends)
+            return GrammarConstraint(matcher.deep_copy(), self._ends, self._shown)
 
 
 def _in_time(compile: Callable[[], Any], noun: str) -> Any:

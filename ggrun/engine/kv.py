@@ -57,6 +57,11 @@ class BlockPool:
         """Blocks nobody references, cached ones included."""
         return len(self._free) + self.n_cached
 
+    @property
+    def n_used(self) -> int:
+        """Blocks somebody references."""
+        return self.n_blocks - self.n_free
+
     def match(self, tokens: Seq[int], held: Seq[Block] = ()) -> Match:
         """Longest cached prefix of tokens, at most len(tokens) - 1 of them: the last one must be computed for its logits.
 

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import astuple
 from queue import Empty, SimpleQueue
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggrun.engine.embedding import Embedder, Embedding
+from ggrun.engine.embedding import WAIT_SECONDS, Embedder, Embedding
 from ggrun.engine.generation import Finished, FinishReason, Generation, TokenEvent
 from ggrun.engine.kv import Block, BlockPool
 from ggrun.engine.kv_file import Origin
@@ -150,7 +150,7 @@ class Loop:
                 n_predicted = s.generation.timings.predicted_n
                 slots[slot] = SlotStatus(slot, state, self._shape.n_ctx, len(s.tokens), n_prompt, done, n_predicted)
         cached = pool.n_cached
-        used = pool.n_blocks - pool.n_free
+        used = pool.n_used
         blocks = (KV_BLOCK_TOKENS * n for n in (pool.n_blocks, used, cached))
         return EngineStatus(tuple(slots), len(scheduler.waiting), *blocks, *astuple(self._totals))
 
@@ -225,8 +225,8 @@ class Loop:
         began = perf_counter()
         batch, work = self._scheduler.next()
         if not work:
-            if len(self._scheduler.running) == 1 and not self._embedder.holds:  # not even alone it finds a block
-                self._overflow(self._scheduler.running[0])
+            if len(self._scheduler.running) == 1:
+                self._no_room(self._scheduler.running[0])
             return
         n_chunks = sum(item.n for item in work if item.sequence.generation.state != "answer")
         self._abortable = not self._spared and self._scheduler.pace.seconds(n_chunks) > LONG
@@ -304,6 +304,13 @@ class Loop:
             self._finish(s, "length")
         elif len(s.tokens) >= self._shape.n_ctx:
             self._overflow(s)
+
+    def _no_room(self, sequence: Sequence) -> None:
+        """Not even alone it finds a block: others than sequences hold some for a while, or its context is full."""
+        if self._pool.n_used > len(sequence.blocks):
+            sleep(WAIT_SECONDS)
+        else:
+            self._overflow(sequence)
 
     def _overflow(self, sequence: Sequence) -> None:
         """The context is full: end the generation, or make room in the middle and go on."""

@@ -15,6 +15,7 @@ from ggrun.engine.constraint import ConstraintError
 
 MAX_DEPTH: Final = 64  # of lists and objects in each other
 MAX_SCHEMA: Final = 1 << 18  # characters of its JSON text
+_MAX_PATTERNS: Final = 8  # that one text must match
 _MAX_TRIES: Final = 300  # subschemas looked at to find the one that is wrong
 
 _ONE: Final = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else", "propertyNames",
@@ -68,7 +69,9 @@ def read_schema(value: Any) -> Any:
         raise ConstraintError(f"the JSON schema is no valid JSON: {error}") from None
     if len(text) > MAX_SCHEMA:
         raise ConstraintError(f"the JSON schema has {len(text)} characters; ggrun takes up to {MAX_SCHEMA}")
-    return _cleaned(value)
+    schema: dict[str, Any] = _cleaned(value)
+    _check_patterns(schema)
+    return schema
 
 
 def explained(schema: Any, error: str, fails: Callable[[Any], str]) -> str:
@@ -102,6 +105,34 @@ def _check_depth(value: Any) -> None:
         if depth > MAX_DEPTH:
             raise ConstraintError(f"the JSON schema is nested more than {MAX_DEPTH} levels deep")
         level = [x for v in level if isinstance(v, (dict, list, tuple)) for x in (v.values() if isinstance(v, dict) else v)]
+
+
+def _check_patterns(root: dict[str, Any]) -> None:
+    """Refuse texts that many regular expressions must match at once: what it takes to put them together doubles with each."""
+    seen: set[int] = set()
+    todo: list[tuple[Any, str]] = [(root, "#")]
+    while todo:
+        schema, at = todo.pop()
+        if id(schema) in seen:
+            continue
+        seen.add(id(schema))
+        if isinstance(schema, dict) and "allOf" in schema and _n_patterns(schema, root) > _MAX_PATTERNS:
+            raise ConstraintError(f"the JSON schema cannot be used: more than {_MAX_PATTERNS} patterns and formats in one allOf (at {at})")
+        todo += [(part, path) for path, part in _parts(schema, at, root)]
+
+
+def _n_patterns(schema: dict[str, Any], root: Any) -> int:
+    """Patterns and formats that one text may have to match, counted up to where there are too many."""
+    n, todo, seen = 0, [schema], {id(schema)}
+    while todo and n <= _MAX_PATTERNS:
+        one = todo.pop()
+        n += sum(key in one for key in ("pattern", "format"))
+        for path, part in _parts(one, "", root):
+            same_text = path.startswith(("#", "/allOf/", "/anyOf/", "/oneOf/"))
+            if same_text and isinstance(part, dict) and id(part) not in seen:
+                seen.add(id(part))
+                todo.append(part)
+    return n
 
 
 def _cleaned(schema: Any) -> Any:

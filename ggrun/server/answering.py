@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggrun.engine.sampling import Sampling
 from ggrun.errors import GgrunError
+from ggrun.server.aside import aside
 from ggrun.server.choices import Answer, Choice
 from ggrun.server.errors import ApiError
 from ggrun.server.forms import constraint_of
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Prepared:
     """A task that can be submitted: its prompt fits, its settings are valid. text: of a conversation, its prompt. style: how the model
-    marks thoughts and calls, for those."""
+    marks thoughts and calls, for those. constraints: of each choice."""
 
     model: OpenModel
     task: Task
     ids: list[int]
     sampling: Sampling
     n_predict: int
-    constraint: Constraint | None = None
+    constraints: Sequence[Constraint | None] = (None,)
     text: str = ""
     style: OutputStyle | None = None
 
@@ -104,7 +105,14 @@ async def prepare(model: OpenModel, task: Task, settings: Settings | None = None
     n_predict = task.n_predict if task.n_predict is not None else model.defaults.n_predict
     style = await style_of(engine.chat_template) if task.messages is not None else None
     constraint = await constraint_of(engine.tokenizer, engine.chat_template, task, text, style)
-    return Prepared(model, task, ids, sampling, n_predict, constraint, text, style)
+    return Prepared(model, task, ids, sampling, n_predict, await _for_each(constraint, task.n), text, style)
+
+
+async def _for_each(constraint: Constraint | None, n: int) -> Sequence[Constraint | None]:
+    """A constraint for each of n choices, all at their beginning: they are copied before the first is under way."""
+    if constraint is None or n == 1:
+        return [constraint] * n
+    return [constraint, *await aside(lambda: [constraint.copy() for _ in range(n - 1)])]
 
 
 def with_defaults(task: Task, defaults: Defaults, settings: Settings) -> Task:
@@ -145,10 +153,9 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
             truncate=task.truncate,
             cache_prompt=task.cache_prompt is not False,
         )
-        for i in range(task.n):
+        for i, constraint in enumerate(p.constraints):
             number = len(answer.choices)
             sampling = replace(p.sampling, seed=(seed + i) % (1 << 64)) if i and seed >= 0 else p.sampling
-            constraint = p.constraint.copy() if i and p.constraint else p.constraint
             choice = Choice(number, p, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special, shown))
             try:
                 answer.start(choice, partial(generate, sampling=sampling, constraint=constraint))

@@ -264,6 +264,17 @@ def marked_calls(talk: Conversation) -> tuple[Conversation, list[str]]:
     return replace(talk, messages=messages), marks
 
 
+def marked_tools(talk: Conversation) -> tuple[Conversation, dict[str, str]]:
+    """The conversation with tools whose names nothing else contains, and these names by the tools' own: to see whether tools show."""
+    tools = deepcopy(talk.tools)
+    marks: dict[str, str] = {}
+    for i, tool in enumerate(tools):
+        mark = f"mark{i}tool"
+        marks[tool["function"]["name"]] = mark
+        tool["function"]["name"] = mark
+    return replace(talk, tools=tools), marks
+
+
 def _with_calls_as_text(message: Message) -> Message:
     if not message.get("tool_calls"):
         return message

@@ -124,7 +124,7 @@ class OutputParser:
         while (yield from self._reader.read_bare(source)):
             pass
         markers = Markers((*self._reader.markers, *style.dropped))
-        while marker := (yield from markers.next(source, self._text, trim=True)):
+        while marker := (yield from markers.next(source, self._text, trim=bool(markers.texts))):
             yield from self._reader.read(source, marker, markers.trimmed)
             if self._reader.n_done:
                 yield from source.skip_space()

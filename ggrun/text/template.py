@@ -21,6 +21,7 @@ from ggrun.text.conversation import (
     generic_tools,
     joined_turns,
     marked_calls,
+    marked_tools,
     null_contents,
     part_contents,
     read_conversation,
@@ -116,7 +117,10 @@ class ChatTemplate:
                     raise
                 first_error = first_error or error
                 continue
-            missing = list(_missing(rewritten, text)) or self._hidden_calls(source, rewritten, variables or {})
+            missing = list(_missing(rewritten, text)) or [
+                *self._hidden_calls(source, rewritten, variables or {}),
+                *self._hidden_tools(source, rewritten, variables or {}),
+            ]
             notes = (*self._notes, *(NOTES[change] for change in changes if change in NOTES))
             if missing:
                 notes = (*notes, f"the chat template leaves out {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}")
@@ -161,6 +165,21 @@ class ChatTemplate:
         except (Refused, TextError):
             return []
         return [] if all(mark in text for mark in marks) else ["tool calls"]
+
+    def _hidden_tools(self, source: str, talk: Conversation, variables: Mapping[str, Any]) -> list[str]:
+        """Tools that the template leaves out although their names show: the template itself writes such words ("start", "user")."""
+        from ggrun.text.sandbox import Refused, render
+
+        own_words = " ".join([source, *(message["role"] for message in talk.messages)])
+        names = {tool["function"]["name"] for tool in talk.tools if tool["function"]["name"] in own_words}
+        if not names:
+            return []
+        marked, marks = marked_tools(talk)
+        try:
+            text = render(source, self._variables(marked, True, variables))
+        except (Refused, TextError):
+            return []
+        return [f"the tool {name}" for name, mark in marks.items() if name in names and mark not in text]
 
     def _variables(self, talk: Conversation, add_generation_prompt: bool, given: Mapping[str, Any]) -> dict[str, Any]:
         tools = deepcopy(list(talk.tools)) or ([] if _ALWAYS_LOOPS in self.source.replace(" ", "") else None)

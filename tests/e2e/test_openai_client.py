@@ -150,6 +150,13 @@ def test_structured_output_validates(client: OpenAI) -> None:
                                    "additionalProperties": False}}}).choices[0].message.content)["on"], bool)  # fmt: skip
 
 
+def test_each_choice_follows_the_form(client: OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["yes", "no", "perhaps"]}}}
+    choices = ask(client, response_format=form, n=4, seed=1, temperature=5, top_p=1, extra_body={"min_p": 0}).choices
+    assert {json.loads(choice.message.content) for choice in choices} <= {"yes", "no", "perhaps"}
+    assert len({choice.message.content for choice in choices}) > 1
+
+
 def test_a_schema_that_is_not_supported_is_refused_by_name(client: OpenAI) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "bad", "schema": {"type": "strange"}}}
     with pytest.raises(openai.BadRequestError) as caught:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ggrun.server import choices
+from ggrun.server import answering, choices
 from ggrun.server.answering import Whole, ask, collect
 from ggrun.server.errors import ApiError
 from ggrun.server.task import End, Piece, Task, Text
@@ -104,6 +104,30 @@ def test_choices_are_merged_and_seeded_apart() -> None:
     answers = whole(model, Task(messages=HELLO, n=3, sampling={"seed": 7}))
     assert sorted(answer.text for answer in answers) == ["one", "three", "two"]
     assert [call["sampling"].seed for call in model.engine.submitted] == [7, 8, 9]
+
+
+def test_each_choice_has_a_constraint_of_its_own_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held:
+        submitted = False
+
+        def copy(self) -> "Held":
+            assert not Held.submitted
+            return Held()
+
+    async def made(*args: Any) -> Held:
+        return Held()
+
+    monkeypatch.setattr(answering, "constraint_of", made)
+    model = scripted("x")
+    submit = model.engine.submit
+
+    def submitted(*args: Any, **options: Any) -> Any:
+        Held.submitted = True
+        return submit(*args, **options)
+
+    monkeypatch.setattr(model.engine, "submit", submitted)
+    whole(model, Task(messages=HELLO, n=3))
+    assert len({id(call["constraint"]) for call in model.engine.submitted}) == 3
 
 
 def test_several_tasks_number_their_choices_through() -> None:

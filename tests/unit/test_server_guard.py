@@ -173,7 +173,7 @@ def test_headers_that_are_too_large() -> None:
     assert (answer.status_code, answer.headers["connection"]) == (431, "close")
 
 
-@pytest.mark.parametrize(("path", "method", "status"), [("/nothing", "GET", 404), ("/fine", "DELETE", 405), ("/v1/../fine/..", "GET", 404)])
+@pytest.mark.parametrize(("path", "method", "status"), [("/nothing", "GET", 404), ("/fine", "DELETE", 405), ("/v1/../none", "GET", 404)])
 def test_paths_and_methods(path: str, method: str, status: int) -> None:
     answer = client().request(method, path)
     assert answer.status_code == status

@@ -97,6 +97,16 @@ def test_calls_and_results_become_text_for_such_a_template() -> None:
     assert "[user]<tool_response>\n21 degrees\n</tool_response>\n<tool_response>\n25 degrees\n</tool_response>" in text
 
 
+@pytest.mark.parametrize("name", ["t", "user", "assistant"])
+def test_a_name_in_the_templates_own_words_is_no_description_of_the_tool(name: str) -> None:
+    tool = {"type": "function", "function": {"name": name, "description": "Tells the weather."}}
+    rendered = ChatTemplate(PLAIN).render([USER], tools=[tool])
+    assert f'{{"name": "{name}", "description": "Tells the weather.' in rendered.text
+    assert "does not know tools" in rendered.notes[0]
+    shown = "{% if tools %}t, user, assistant: {{ tools | tojson }}{% endif %}" + PLAIN
+    assert ChatTemplate(shown).render([USER], tools=[tool]).notes == ()
+
+
 def test_a_name_in_a_call_is_no_description_of_the_tool() -> None:
     source = PLAIN.replace("{% endfor %}", "{% for c in m.tool_calls or [] %}{{ c.function|tojson }}{% endfor %}{% endfor %}", 1)
     rendered = ChatTemplate(source).render(CALLED, [TOOL])

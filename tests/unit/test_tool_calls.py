@@ -141,6 +141,7 @@ LENIENT = {
         '<tool_call>{"name": "find-it", "parameters": {"word": "x"}, "id": 7}</tool_call>\n',
         '<tool_call>{"type": "function", "function": {"name": "find-it", "arguments": {"word": "x"}}}</tool_call>',
         '<tool_call>[{"name": "find-it", "arguments": {"word": "x"}}]</tool_call>',
+        '<tool_call>\n{"name": "find-it", "arguments": {"word": "x"}}',
     ],
     "qwen3-coder": [
         "<function=find-it><parameter=word>x</parameter></function>",
@@ -179,6 +180,16 @@ def test_a_good_call_after_a_bad_one_is_found() -> None:
     said, _, calls = put_together(parse(style_of(BY_NAME["hermes"]), list(output), TOOLS))
     assert calls == [("f", "{}", "done")]
     assert said == 'a <tool_call>{"name": oops}</tool_call> bc'
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral-list"])
+def test_two_calls_may_share_a_tag(name: str) -> None:
+    call = '{"name": "f", "arguments": {"a": 1}}'
+    row = BY_NAME[name]
+    output = f"{row.shape.trigger}\n{call}\n{call}\n{row.shape.end[0] if row.shape.end else ''}"
+    deltas = parse(style_of(row), list(output), TOOLS)
+    assert read_calls(deltas) == [("f", {"a": 1})] * 2
+    assert put_together(deltas)[0] == ""
 
 
 def test_line_breaks_in_strings_become_json() -> None:

@@ -76,7 +76,10 @@ def test_one_call_a_turn_is_enough() -> None:
 
 def test_a_template_that_knows_no_tools_gets_the_generic_format() -> None:
     plain = ChatTemplate("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
-    assert formats_for(plain) == (GENERIC,)
+    assert [row.name for row in formats_for(plain)] == ["generic", "bare"]
+    style = output_style(plain)
+    assert read_calls(parse(style, ['{"name": "now", "arguments": {}}'], TOOLS)) == [("now", {})]
+    assert put_together(parse(style, ['{"name": "Ann", "arguments": {}}'], TOOLS)) == ('{"name": "Ann", "arguments": {}}', "", [])
     rendered = plain.render([{"role": "user", "content": "?"}], TOOLS)
     assert rendered.tools_as_text
     assert "<tool_call>" in rendered.text
@@ -87,7 +90,7 @@ def test_own_calls_are_read_beside_the_generic_ones() -> None:
     """The template shows calls, but not which tools there are: these are told in ggrun's words."""
     source = SOURCE.replace("{{% if tools %}}<tools>{{{{ tools | tojson }}}}</tools>{{% endif %}}", "")
     formats = formats_for(ChatTemplate(source.format(first="", call=UNKNOWN["a name in front"][1], between="", last="")))
-    assert [row.name for row in formats] == ["generic", "derived"]
+    assert [row.name for row in formats] == ["generic", "derived", "bare"]
 
 
 @pytest.mark.parametrize(("source", "name"), [

@@ -107,7 +107,7 @@ def test_a_call_that_the_model_begins_follows_its_schema(row: CallFormat, specia
     style = style_of(row)
     tokenizer = tokenizer_of(style, special)
     grammar = call_grammar(row, TOOLS, "auto", tokenizer=tokenizer)
-    if row is HARMONY or row.name == "llama3":
+    if row is HARMONY or not row.shape.trigger:
         assert grammar == "", "nothing tells that a call begins"
         return
     shown = style.shown_ids(tokenizer)
@@ -154,10 +154,10 @@ def test_texts_in_tags_keep_to_length_pattern_and_options() -> None:
     schema = {
         "type": "object",
         "properties": {
-            "code": {"type": "string", "pattern": "^[A-C]{2,4}/[0-9]$"},
+            "code": {"type": "string", "pattern": "^[A-C]{2,4}/\\/[0-9]$"},
             "part": {"type": "string", "pattern": "x+", "maxLength": 5},
             "long": {"type": "string", "minLength": 3, "maxLength": 4},
-            "pick": {"type": "string", "enum": ["a b", "<c>"]},
+            "pick": {"type": "string", "enum": ["a b", "</s>"]},
             "fixed": {"const": 7},
         },
         "required": ["code", "part", "long", "pick", "fixed"],

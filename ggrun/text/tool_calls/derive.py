@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NAMES: Final = ("markedname", "markedother")
 _ARGUMENTS: Final = ({"markedkey": "marked value", "markedlast": "marked end"}, {"markedkey": "other value", "markedlast": "other end"})
 _IDS: Final = ("markedid0", "markedid1")  # nine letters and digits, as Mistral's templates want them
+_MAX_SHOWN: Final = 10_000  # characters two short calls may take
 _DESCRIPTION: Final = "Words that only the description of a tool has."
 _TAG: Final = re.compile(r"<[^<>\s]+>|\[[A-Z_/]+\]")
 _ASKED: Final = {"role": "user", "content": "words of a user"}
@@ -28,15 +29,14 @@ _ASKED: Final = {"role": "user", "content": "words of a user"}
 
 def formats_for(template: ChatTemplate) -> tuple[CallFormat, ...]:
     """Formats to read, the one to ask for and to force calls in first."""
-    shown, generic_prompt = _shown(template)
+    shown, generic_prompt = shown_calls(template)
     if reasoning_of(template).channels:
         own: CallFormat | None = HARMONY
     else:
-        own = _known(shown) or _derived(shown) or _by_signature(template.sources)
+        own = _known(shown) or derived_row(shown) or _by_signature(template.sources)
     rows = [GENERIC] if generic_prompt or own is None else []
-    if own:
-        rows += [own, *(BY_NAME[name] for name in own.also)]
-    return tuple(dict.fromkeys(rows))
+    rows += [own] if own else []
+    return tuple(dict.fromkeys([*rows, *(BY_NAME[name] for row in rows for name in row.also)]))
 
 
 def format_for(template: ChatTemplate) -> CallFormat:
@@ -44,7 +44,7 @@ def format_for(template: ChatTemplate) -> CallFormat:
     return formats_for(template)[0]
 
 
-def _shown(template: ChatTemplate) -> tuple[list[str], bool]:
+def shown_calls(template: ChatTemplate) -> tuple[list[str], bool]:
     """What the template makes of an assistant's two calls, and of one, with what surrounds it; whether tools are told in ggrun's words."""
     tools = [_tool(name) for name in _NAMES]
     generic = False
@@ -62,7 +62,8 @@ def _shown(template: ChatTemplate) -> tuple[list[str], bool]:
                 text = rendered.text.rpartition(_ASKED["content"])[2]
                 text = text[len(_common_start(opening, text)) :]
                 text = text.rpartition(ends_thought)[2].lstrip() if ends_thought in text.partition(_NAMES[0])[0] else text
-                texts.append(text[: len(text) - len(_common_end(closing, text))])
+                if len(text) <= _MAX_SHOWN:
+                    texts.append(text[: len(text) - len(_common_end(closing, text))])
     return texts, generic
 
 
@@ -102,7 +103,7 @@ def _by_signature(sources: Sequence[str]) -> CallFormat | None:
     return None
 
 
-def _derived(texts: Sequence[str]) -> CallFormat | None:
+def derived_row(texts: Sequence[str]) -> CallFormat | None:
     """A row made of what stands around the marks, if it reads them back."""
     for text in texts:
         row = _row(text)
@@ -146,7 +147,7 @@ def _call_at(text: str, index: int, at: int = 0) -> tuple[int, str, str, int] | 
     name_end = start + len(_NAMES[index])
     arguments = dict(_ARGUMENTS[index])
     for brace in re.finditer(r"\{", text[name_end:]):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found, end = json.JSONDecoder().raw_decode(text, name_end + brace.start())
             if found == arguments:
                 middle = text[name_end : name_end + brace.start()]

@@ -164,7 +164,7 @@ def _gemma(value: Any) -> str:
 _JSON: Final = '{"name": "«name»", "arguments": «arguments»}'
 
 GENERIC: Final = CallFormat(
-    "generic", f"<tool_call>\n{_JSON}\n</tool_call>", between="\n", signature=("<tool_call>",),
+    "generic", f"<tool_call>\n{_JSON}\n</tool_call>", between="\n", signature=("<tool_call>",), also=("bare",),
     families="templates that know no tools: ggrun describes them and asks for this",
 )  # fmt: skip
 HARMONY: Final = CallFormat(
@@ -173,7 +173,7 @@ HARMONY: Final = CallFormat(
 
 # In the order they are tried; a template that shows a call spelled another way gets a row of its own (derive.py).
 FORMATS: Final[tuple[CallFormat, ...]] = (
-    CallFormat("hermes", GENERIC.call, between="\n", families="Hermes 2 and 3, Qwen 2.5, Qwen 3 and most of their kin"),
+    CallFormat("hermes", GENERIC.call, between="\n", also=("bare",), families="Hermes 2 and 3, Qwen 2.5, Qwen 3 and most of their kin"),
     CallFormat(
         "qwen3-coder", "<tool_call>\n<function=«name»>\n«arguments»</function>\n</tool_call>", between="\n",
         argument="<parameter=«key»>\n«value»\n</parameter>\n", signature=("<function=", "<parameter="),
@@ -247,5 +247,6 @@ FORMATS: Final[tuple[CallFormat, ...]] = (
     ),
     CallFormat("granite", _JSON, first="<|tool_call|>[", last="]", between=", ", signature=("<|tool_call|>",), families="Granite 3"),
     GENERIC,
+    CallFormat("bare", _JSON, between="\n", families="what models write that forget the tags"),
 )  # fmt: skip
 BY_NAME: Final = {row.name: row for row in (*FORMATS, HARMONY)}

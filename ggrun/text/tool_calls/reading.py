@@ -177,7 +177,7 @@ class CallReader:
             source.recorded()
             if listed and (yield from source.skip(("]",))):
                 listed = False
-            elif listed and (yield from source.skip((",",))):
+            elif (listed and (yield from source.skip((",",)))) or (marker and (yield from _another(source, row))):
                 source.record()
                 before = ""
                 continue
@@ -318,6 +318,14 @@ def _arguments(source: Source, emit: Callable[[str], None]) -> Steps[None]:
     if not isinstance(given, dict):
         raise IllFormed
     emit(json.dumps(given, ensure_ascii=False))
+
+
+def _another(source: Source, row: CallFormat) -> Steps[bool]:
+    """Whether one more object follows before the tag that closes the calls."""
+    if not row.shape.name_key:
+        return False
+    yield from source.skip_space()
+    return (yield from source.peek()) == "{"
 
 
 def _at_object(source: Source, row: CallFormat) -> Steps[bool]:
