@@ -42,6 +42,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.n_preempted = 0
+        self.n_careful = 0  # steps that are to be short whoever runs
         self.pace = pace or Pace(0)
         self._n_submitted = 0
         self._shape = shape
@@ -185,8 +186,9 @@ class Scheduler:
         single = [(s, 1) for s in ready if s.n_pending == 1][: self._shape.n_ubatch]
         prompts = [s for s in ready if s.n_pending > 1]
         left = self._shape.n_ubatch - len(single)
-        if any(s.generation.state == "answer" for s, _ in single):
+        if self.n_careful or (self.pace.target and any(s.generation.state == "answer" for s, _ in single)):
             left = self.pace.room(left)
+        self.n_careful = max(0, self.n_careful - 1)
         return single + _shares(prompts, left)
 
     def _reserve(self, sequence: Sequence, n: int) -> bool:

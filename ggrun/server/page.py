@@ -54,8 +54,8 @@ def _known() -> dict[str, Traversable]:
     return found
 
 
-@cache
 def _file(path: str) -> _File:
+    """Read each time: it takes a fraction of a millisecond, and whoever changes a file sees it at the next reload."""
     content = _known()[path].read_bytes()
     kind = next(kind for suffix, kind in _TYPES.items() if path.endswith(suffix))
     return _File(content, {**_HEADERS, "Content-Type": kind, "ETag": f'"{sha256(content).hexdigest()[:24]}"'})
