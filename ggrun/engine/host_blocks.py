@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.engine.kv import common
+from ggrun.plan.memory import promise
 from ggrun.runtime.cpu.memory import Memory
 
 Tokens = tuple[int, ...]
@@ -34,15 +35,22 @@ class HostBlocks:
     def __init__(self, n_bytes: int, block_bytes: int) -> None:
         self.block_bytes = block_bytes
         self.n_blocks = n_bytes // block_bytes
-        self._memory = Memory(self.n_blocks * block_bytes, "blocks that leave the KV cache", "a smaller -cram")
+        self._memory: Memory | None = Memory(self.n_blocks * block_bytes, "blocks that leave the KV cache", "a smaller -cram")
         self._free = list(range(self.n_blocks))
+        self._most_used = 0
+        promise(self)
         self._kept: OrderedDict[Name, Kept] = OrderedDict()  # the least recently used first
         self._children: dict[bytes, list[Tokens]] = {}
 
     @property
     def n_bytes(self) -> int:
         """Reserved: what the ledger lists."""
-        return self._memory.n_bytes
+        return self._memory.n_bytes if self._memory else 0
+
+    @property
+    def unfilled_bytes(self) -> int:
+        """Of places that no block has had yet: the system has given them no memory."""
+        return (self.n_blocks - self._most_used) * self.block_bytes
 
     @property
     def n_used(self) -> int:
@@ -91,6 +99,7 @@ class HostBlocks:
         fill(self._view(self._free[-1]))
         place = self._free.pop()
         self._kept[parent, tokens] = Kept(place, uses)
+        self._most_used = max(self._most_used, len(self._kept))
         self._children.setdefault(parent, []).append(tokens)
 
     def drop(self, parent: bytes, tokens: Tokens) -> None:
@@ -104,5 +113,14 @@ class HostBlocks:
         if not siblings:
             del self._children[parent]
 
+    def close(self) -> None:
+        """Free the memory; nothing is found or kept from now on."""
+        self._kept.clear()
+        self._children.clear()
+        self._free.clear()
+        self.n_blocks = self._most_used = 0
+        self._memory = None
+
     def _view(self, place: int) -> NDArray[np.uint8]:
+        assert self._memory is not None, "a block after close"
         return self._memory.view(place * self.block_bytes, self.block_bytes)

@@ -11,7 +11,7 @@ import psutil
 from ggrun.errors import GgrunError
 from ggrun.plan.device import Place
 from ggrun.plan.machine import Machine, read_machine
-from ggrun.plan.memory import available_bytes
+from ggrun.plan.memory import available_bytes, promised_bytes
 from ggrun.runtime.cpu.device import CpuDevice
 from ggrun.runtime.cuda.device import CudaDevice
 from ggrun.runtime.cuda.launch import Arch
@@ -32,7 +32,7 @@ def cpu(available: int | None = None) -> Place:
     """The processor, with so much memory (None: all that this process may still take)."""
     if available is not None:
         return Place(CpuDevice(), available, available)
-    return Place(CpuDevice(), int(psutil.virtual_memory().total), available_bytes())
+    return Place(CpuDevice(), int(psutil.virtual_memory().total), max(0, available_bytes() - promised_bytes()))
 
 
 def described(vram: Sequence[int], ram: int | None, compute_capability: int) -> tuple[Place, ...]:

@@ -220,8 +220,11 @@ class Prefixes:
         self._spent += perf_counter() - began
 
     def close(self) -> None:
-        """End the disk's thread. Whatever it was fetching is done."""
+        """End the disk's thread, whatever it was fetching being done, and free the memory; the pool is all there is from now on."""
         if self._disk:
             self._disk.close()
+            self._disk = None
+        if self._host:
+            self._host.close()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
+from weakref import WeakSet
 
 import psutil
 
@@ -22,6 +24,26 @@ def available_bytes(cgroup: Path = CGROUP, machine: Callable[[], int] = lambda: 
         if limit is not None and used is not None:
             limits.append(limit - used + _stat((cgroup / limit_file).parent / "memory.stat", stat_key))
     return max(0, min(limits))
+
+
+class Promised(Protocol):
+    """Memory that was reserved and takes pages as it fills."""
+
+    @property
+    def unfilled_bytes(self) -> int: ...
+
+
+_promised: WeakSet[Promised] = WeakSet()
+
+
+def promise(memory: Promised) -> None:
+    """Count what it has not filled yet as taken, as long as it lives: the system does not."""
+    _promised.add(memory)
+
+
+def promised_bytes() -> int:
+    """What this process may still fill of memory that it has reserved."""
+    return sum(memory.unfilled_bytes for memory in tuple(_promised))
 
 
 def has_huge_pages(switch: Path = HUGE_PAGES) -> bool:

@@ -28,7 +28,6 @@ _HEADERS = {
     "require-trusted-types-for 'script'; trusted-types dompurify",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",  # the browser keeps a file and asks whether it has changed: an update is seen at once
 }
 
@@ -54,8 +53,8 @@ def _known() -> dict[str, Traversable]:
     return found
 
 
-@cache
 def _file(path: str) -> _File:
+    """Read each time: it takes a fraction of a millisecond, and whoever changes a file sees it at the next reload."""
     content = _known()[path].read_bytes()
     kind = next(kind for suffix, kind in _TYPES.items() if path.endswith(suffix))
     return _File(content, {**_HEADERS, "Content-Type": kind, "ETag": f'"{sha256(content).hexdigest()[:24]}"'})

@@ -21,7 +21,7 @@ from ggrun.server.body import read
 from ggrun.server.errors import ApiError
 from ggrun.server.operation import JSON, operation
 from ggrun.server.responses_events import Answer, Event
-from ggrun.server.responses_items import Item, Message, messages_of
+from ggrun.server.responses_items import Item, Message, messages_of, resolved
 from ggrun.server.responses_request import ResponsesRequest, ToolChoice, new_messages, task_of
 from ggrun.server.responses_store import ResponseStore, Stored
 from ggrun.server.streaming import event, event_stream, json_response, until_gone
@@ -35,8 +35,7 @@ STREAM: Final = "text/event-stream"
 )  # fmt: skip
 async def create(request: Request) -> Response:
     """POST /v1/responses."""
-    asked = await read(request, ResponsesRequest)
-    earlier = _earlier(store_of(request), asked)
+    asked, earlier = await _asked(request)
     if asked.stream:
         return event_stream(request, _frames(request, asked, earlier))
     return json_response(await until_gone(request, _whole(request, asked, earlier)))
@@ -47,8 +46,8 @@ async def input_tokens(request: Request) -> Response:
     """POST /v1/responses/input_tokens."""
     from ggrun.server.rendering import prompt_ids
 
-    asked = await read(request, ResponsesRequest)
-    task = task_of(asked, _earlier(store_of(request), asked))
+    asked, earlier = await _asked(request)
+    task = task_of(asked, earlier)
 
     async def count() -> int:
         async with request.app.state.shelf.use(asked.model) as model:
@@ -88,6 +87,14 @@ def _stored(request: Request) -> Stored:
     if stored := store_of(request).get(id_):
         return stored
     raise ApiError(404, f"there is no response {id_:.80}: it was not stored, or has been forgotten", param="id")
+
+
+async def _asked(request: Request) -> tuple[ResponsesRequest, Sequence[Message]]:
+    """The body, with the items it only refers to, and the messages of the response it goes on from."""
+    asked, store = await read(request, ResponsesRequest), store_of(request)
+    if isinstance(asked.input, list):
+        asked.input = resolved(asked.input, store.item)
+    return asked, _earlier(store, asked)
 
 
 def _earlier(store: ResponseStore, asked: ResponsesRequest) -> Sequence[Message]:
@@ -142,8 +149,9 @@ def _keep(request: Request, asked: ResponsesRequest, earlier: Sequence[Message],
     if asked.store is False:
         return
     body = msgspec.json.encode(response)
-    messages = (*earlier, *new_messages(asked), *messages_of(msgspec.convert(response["output"], list[Item])))
-    store_of(request).put(response["id"], Stored(body, messages, len(body) + len(msgspec.json.encode(messages))))
+    items = msgspec.convert(response["output"], tuple[Item, ...])
+    messages = (*earlier, *new_messages(asked), *messages_of(items))
+    store_of(request).put(response["id"], Stored(body, messages, len(body) + len(msgspec.json.encode(messages)), items))
 
 
 def _answer(asked: ResponsesRequest, model: str) -> Answer:

@@ -25,7 +25,7 @@ class Part(msgspec.Struct):
 
 
 class Item(msgspec.Struct):
-    """One item: a message (type may be left out), function_call, function_call_output or reasoning. See each for the fields it uses."""
+    """One item: a message (type may be left out), function_call, function_call_output, reasoning, or item_reference with the id of one."""
 
     type: str = "message"
     id: str | None = None
@@ -44,6 +44,22 @@ class Item(msgspec.Struct):
 
 # role -> the one our messages have
 ROLES: Final = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+
+
+def resolved(items: Sequence[Item], find: Callable[[str], Item | None]) -> list[Item]:
+    """The items with those in place of which only an id was sent (item_reference). ApiError 400 for one that `find` does not know."""
+    found: list[Item] = []
+    for i, item in enumerate(items):
+        bare = item.type == "message" and item.id is not None and item.role is None and item.content is None
+        if item.type != "item_reference" and not bare:
+            found.append(item)
+            continue
+        known = find(item.id) if item.id is not None else None
+        if known is None:
+            what = f"there is no item {item.id!r:.80}: its response was not stored, or has been forgotten; send the item itself"
+            raise ApiError(400, what, param=f"input[{i}].id")
+        found.append(known)
+    return found
 
 
 def messages_of(items: Sequence[Item]) -> list[Message]:

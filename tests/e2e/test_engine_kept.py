@@ -14,6 +14,7 @@ from ggrun.engine.disk_thread import DiskThread
 from ggrun.errors import GgrunError
 from ggrun.plan.device import KV_BLOCK_TOKENS as N
 from ggrun.plan.device import KV_TYPES
+from ggrun.plan.memory import promised_bytes
 from tests.oracle.models import LOCAL
 
 MODEL = LOCAL / "llama-gqa.Q4_K_M.gguf"
@@ -66,6 +67,13 @@ def test_memory_for_blocks_is_a_line_of_the_ledger_and_forgets_the_oldest() -> N
         assert host.n_used == host.n_blocks
         assert answer(engine, prompts[0])[0] == 0
         assert answer(engine, prompts[-2]) == (len(PROMPT) - 1, wanted[-2])
+    with Engine.open(MODEL, n_ctx=160, cram_mib=64) as engine:
+        assert promised_bytes() == engine.plan.ledger.total(purpose="cache"), "nothing of it is filled, and it is taken all the same"
+        answer(engine, PROMPT)
+        answer(engine, OTHER)
+        host = engine._loop._prefixes._host
+        assert promised_bytes() == host.n_bytes - host.n_used * host.block_bytes < host.n_bytes
+    assert promised_bytes() == host.n_bytes == 0
     with Engine.open(MODEL, n_ctx=160, cram_mib=900_000_000) as engine:
         assert any("-cram 900000000: " in note and "half of what the plan leaves free" in note for note in engine.notes)
         assert 0 < 2 * engine.plan.ledger.total(purpose="cache") <= engine.plan.available_bytes
@@ -215,6 +223,27 @@ def test_cancelled_and_closed_while_blocks_are_read(cached: Path, monkeypatch: p
         assert started.wait(5)
         threading.Timer(0.2, go.set).start()
     assert second.wait().finish_reason == "cancelled"
+
+
+def test_a_prompt_sent_while_the_engine_closes_ends(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are on disk, whose thread has ended."""
+    engine = Engine.open(MODEL, n_ctx=512, disk_cache=cached)
+    loop, late = engine._loop, []
+    close = loop._prefixes.close
+
+    def closing() -> None:
+        close()
+        late.append(sequence_of(engine, PROMPT))
+
+    monkeypatch.setattr(loop._prefixes, "close", closing)
+    engine.close()
+    assert late[0].wait().finish_reason == "cancelled"
+
+
+def sequence_of(engine: Engine, prompt: list[int]):
+    """Submit past the lock that closing holds."""
+    engine._loop._send = engine._loop._inbox.put
+    return engine.submit(prompt, GREEDY, n_predict=4)
 
 
 # ---- slots

@@ -1,4 +1,4 @@
-"""Everything at once in a pool that is too small: answers, embeddings, slots and cancellations from many threads; each is what it is alone."""
+"""Everything at once in a pool that is too small: answers, embeddings, slots and cancellations of many threads, each as it is alone."""
 
 import random
 import threading

@@ -202,6 +202,19 @@ def test_a_body_that_is_too_large(limited: Served) -> None:
     assert "larger than 1 MiB" in answer["error"]["message"]
 
 
+def test_a_large_body_that_asks_first(limited: Served) -> None:
+    head = b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n"
+    head += b"content-length: %d\r\n\r\n"
+    with limited.connect() as sock:
+        sock.sendall(head % (5 << 20))
+        assert rest_of(sock).startswith(b"HTTP/1.1 413")
+    with limited.connect() as sock:
+        sock.sendall(head % 16)
+        assert sock.recv(1000).startswith(b"HTTP/1.1 100")
+        sock.sendall(b'{"content": "a"}')
+        assert b"HTTP/1.1 200" in sock.recv(1000)
+
+
 def test_more_connections_than_it_takes(limited: Served) -> None:
     open_ones: list[socket.socket] = []
     try:
@@ -236,6 +249,7 @@ def test_requests_in_a_full_queue(limited: Served) -> None:
     assert limited.idle()
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read() -> None:
     """Its stream stops at the limit, and then its connection is dropped, though it never takes what was written."""
     with Served("--context-shift", "--timeout", "2") as served:

@@ -11,7 +11,7 @@ from ggrun.text import ChatTemplate
 from ggrun.text.output import OutputStyle, output_style
 from ggrun.text.special import ENDS
 from ggrun.text.tool_calls import format_for
-from ggrun.text.tool_calls.derive import _derived, _shown
+from ggrun.text.tool_calls.derive import derived_row, shown_calls
 from tests.conftest import SHARED, shared_path
 from tests.unit.tool_call_parts import cut, parse, put_together, read_calls
 
@@ -142,7 +142,7 @@ DERIVABLE = [name for name, (row, _) in STYLES.items() if row in _ROWS or "deeps
 @pytest.mark.parametrize("name", DERIVABLE)
 def test_rows_are_derived_from_templates_alone(name: str) -> None:
     template, style = template_of(name)
-    row = _derived(_shown(template)[0])
+    row = derived_row(shown_calls(template)[0])
     known = style.calls["deepseek" in name]
     assert row is not None
     assert row.name == "derived"

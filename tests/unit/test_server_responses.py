@@ -281,6 +281,23 @@ def test_a_response_goes_on_from_an_earlier_one(http: TestClient, script: Script
     assert (gone.status_code, gone.json()["error"]["param"]) == (400, "previous_response_id")
 
 
+def test_items_may_be_referred_to(http: TestClient, script: Script) -> None:
+    script.pieces = [Thought(0, "Hm."), Call(0, 0, "{}", "call_a", "weather"), end("tool_calls")]
+    first = http.post("/v1/responses", json={"input": "Weather?"}).json()
+    thought, call = first["output"]
+    result = {"type": "function_call_output", "call_id": "call_a", "output": "rain"}
+    references = [{"type": "item_reference", "id": thought["id"]}, {"id": call["id"]}]
+    body = {"input": [{"role": "user", "content": "Weather?"}, *references, result]}
+    http.post("/v1/responses", json=body)
+    made = list(script.task.messages or ())
+    http.post("/v1/responses", json={"input": [{"role": "user", "content": "Weather?"}, thought, call, result]})
+    assert made == script.task.messages
+    assert [message["role"] for message in made] == ["user", "assistant", "tool"]
+    http.delete(f"/v1/responses/{first['id']}")
+    gone = http.post("/v1/responses", json=body)
+    assert (gone.status_code, gone.json()["error"]["param"]) == (400, "input[1].id")
+
+
 def test_store_false_is_not_kept(http: TestClient) -> None:
     made = http.post("/v1/responses", json={"input": "Hello", "store": False}).json()
     assert made["store"] is False

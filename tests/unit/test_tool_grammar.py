@@ -154,10 +154,10 @@ def test_texts_in_tags_keep_to_length_pattern_and_options() -> None:
     schema = {
         "type": "object",
         "properties": {
-            "code": {"type": "string", "pattern": "^[A-C]{2,4}/[0-9]$"},
+            "code": {"type": "string", "pattern": "^[A-C]{2,4}/\\/[0-9]$"},
             "part": {"type": "string", "pattern": "x+", "maxLength": 5},
             "long": {"type": "string", "minLength": 3, "maxLength": 4},
-            "pick": {"type": "string", "enum": ["a b", "<c>"]},
+            "pick": {"type": "string", "enum": ["a b", "</s>"]},
             "fixed": {"const": 7},
         },
         "required": ["code", "part", "long", "pick", "fixed"],

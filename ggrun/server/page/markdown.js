@@ -35,7 +35,9 @@ const ALLOWED = {
 /** Tokens of top-level blocks -> a fragment of finished elements. */
 function draw(tokens) {
   const fragment = document.importNode(DOMPurify.sanitize(marked.parser(tokens), ALLOWED), true);
-  for (const node of [...fragment.childNodes]) if (node.nodeType === Node.TEXT_NODE && !node.data.trim()) node.remove();
+  for (const parent of [fragment, ...fragment.querySelectorAll("ul, ol, tbody")]) {
+    for (const node of [...parent.childNodes]) if (node.nodeType === Node.TEXT_NODE && !node.data.trim()) node.remove();
+  }
   for (const link of fragment.querySelectorAll("a[href]")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer" });
   for (const input of fragment.querySelectorAll("input")) {
     if (input.type === "checkbox") Object.assign(input, { disabled: true, ariaLabel: input.checked ? "done" : "to do" });
@@ -89,6 +91,16 @@ function morph(old, next, from = 0) {
   for (const node of before.slice(after.length)) node.remove();
 }
 
+/** The rows of a block that has many: a list's items, a table's rows. {name of the field, what all of them depend on, their texts}; else null. */
+function rowsOf(tokens) {
+  const [token, ...others] = tokens;
+  if (others.some((other) => other.type !== "space")) return null;
+  if (token?.type === "list") return { name: "items", key: `${token.ordered} ${token.start} ${token.loose}`, texts: token.items.map((item) => item.raw) };
+  if (token?.type !== "table") return null;
+  const key = JSON.stringify([token.align, token.header.map((cell) => cell.text)]);
+  return { name: "rows", key, texts: token.rows.map((row) => row.map((cell) => cell.text).join("|")) };
+}
+
 const classOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("class") : null);
 const OPENING = /^(`{3,}|~{3,})([^\n]*)\n/;
 
@@ -99,6 +111,7 @@ export class MarkdownStream {
   #rest = ""; // the text behind the blocks that are drawn for good
   #raws = []; // the texts of those blocks
   #n = 0; // and how many elements they are
+  #rows = null; // of the last block, if it is a list or a table: rowsOf what is drawn of it
   #open = null; // the code block at the end, while it is not closed: an OpenCode
 
   constructor(element) {
@@ -122,6 +135,7 @@ export class MarkdownStream {
     if (this.#open?.grow(this.#rest)) return;
     this.#open = null;
     const tokens = marked.lexer(this.#rest);
+    if (this.#growRows(tokens)) return;
     // a block is drawn for good once a whole line behind it shows that it has ended; half a line may still become anything
     const whole = this.#rest.lastIndexOf("\n") + 1;
     let end = 0, sure = 0, length = 0;
@@ -133,6 +147,7 @@ export class MarkdownStream {
     const done = draw(tokens.slice(0, sure)), n = done.childNodes.length;
     const last = tokens.at(-1);
     done.append(draw(tokens.slice(sure)));
+    this.#rows = rowsOf(tokens.slice(sure));
     morph(this.#element, done, this.#n);
     this.#n += n;
     this.#raws.push(...tokens.slice(0, sure).map((token) => token.raw));
@@ -140,6 +155,21 @@ export class MarkdownStream {
     if (last?.type === "code" && OpenCode.is(last.raw) && this.#rest.endsWith(last.raw)) {
       this.#open = new OpenCode(last.raw, this.#rest.length - last.raw.length, [...this.#element.querySelectorAll("figure.code")].at(-1));
     }
+  }
+
+  /** Draw only the rows that are new or not as they were, where the tokens are the list or the table that was drawn last. */
+  #growRows(tokens) {
+    const before = this.#rows, now = before && rowsOf(tokens);
+    if (!now || now.name !== before.name || now.key !== before.key) return false;
+    const most = Math.min(before.texts.length, now.texts.length) - 1; // the last row may still grow
+    let same = 0;
+    while (same < most && before.texts[same] === now.texts[same]) same += 1;
+    if (!same) return false;
+    const [token] = tokens, bodyOf = (block) => (now.name === "rows" ? block.querySelector("tbody") : block);
+    const drawn = draw([{ ...token, [now.name]: token[now.name].slice(same) }]);
+    morph(bodyOf(this.#element.childNodes[this.#n]), bodyOf(drawn.firstChild), same);
+    this.#rows = now;
+    return true;
   }
 
   /** The text is complete. What was drawn in pieces is compared with the whole (a later line may define an earlier link), and mended. */

@@ -2,9 +2,8 @@
 
 import { bytes, count, h } from "./dom.js";
 
-const PURPOSES = [
-  ["weights", "weights"], ["kv", "KV cache"], ["scratch", "scratch"], ["staging", "staging"], ["stream", "streamed weights"], ["driver", "driver"], ["process", "process"],
-];
+// purpose of a line of the ledger -> what it is called; others are shown under their own names
+const PURPOSES = { weights: "weights", kv: "KV cache", cache: "kept prompts", scratch: "scratch", staging: "staging", stream: "streamed weights", driver: "driver", process: "process" };
 
 export function planView(plan) {
   const order = plan.devices.map((device) => device.device);
@@ -18,9 +17,10 @@ export function planView(plan) {
 
 /** One device: a bar of what takes how much of its memory, and a legend that also tells it in words. */
 function deviceView(device, ledger) {
-  const parts = PURPOSES.map(([purpose, name]) => {
-    const n = ledger.filter((line) => line.device === device.device && line.purpose === purpose).reduce((sum, line) => sum + line.n_bytes, 0);
-    return { purpose, name, n };
+  const lines = ledger.filter((line) => line.device === device.device);
+  const parts = [...new Set([...Object.keys(PURPOSES), ...lines.map((line) => line.purpose)])].map((purpose) => {
+    const n = lines.filter((line) => line.purpose === purpose).reduce((sum, line) => sum + line.n_bytes, 0);
+    return { purpose, name: PURPOSES[purpose] ?? purpose, n };
   }).filter((part) => part.n > 0);
   const free = device.limit_bytes - device.used_bytes;
   const drawn = parts.map(({ purpose, n }) => {
@@ -70,7 +70,7 @@ function layersView(units, order) {
 }
 
 function sentence(plan) {
-  const parts = [`${plan.n_parallel} slots of up to ${count(plan.n_ctx)} tokens, ${count(plan.kv_tokens)} together; prompts in steps of ${plan.n_ubatch}; ${plan.n_threads} threads.`];
+  const parts = [`${plan.n_parallel} ${plan.n_parallel === 1 ? "slot" : "slots"} of up to ${count(plan.n_ctx)} tokens, ${count(plan.kv_tokens)} together; prompts in steps of ${plan.n_ubatch}; ${plan.n_threads} threads.`];
   const offload = Object.keys(plan.op_offload?.units ?? {});
   if (offload.length) parts.push(`For prompts of ${plan.op_offload.from_tokens} tokens or more, ${offload.length} units are streamed to a GPU.`);
   if (plan.prediction) parts.push(`Predicted: ${rate(plan.prediction.prompt)} tokens a second of a prompt, ${rate(plan.prediction.answer)} of an answer.`);

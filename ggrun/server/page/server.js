@@ -39,7 +39,7 @@ export class ServerView {
     this.totals = h("dl.totals", {});
     this.plan = h("div.plan", {});
     this.live = h("div", { hidden: true }, h("section", {}, h("h3", {}, "Slots"), this.slotList, this.waiting),
-      h("section", {}, h("h3", {}, "Memory of conversations"), this.kv.element, this.kvText),
+      h("section", {}, h("h3", {}, "Memory of conversations, in tokens"), this.kv.element, this.kvText),
       h("section", {}, h("h3", {}, "Since the model was loaded"), this.totals));
     this.elements = [h("div.panel-head", {}, h("h2", {}, "Server"), closeButton), this.state, this.live, this.plan];
   }

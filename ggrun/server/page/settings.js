@@ -16,9 +16,9 @@ const FIELDS = [
   { name: "frequency_penalty", label: "Frequency penalty", shown: "frequency_penalty", least: -2, most: 2, step: "any" },
   { name: "max_tokens", label: "Longest answer", hint: "In tokens.", unset: "no limit", least: 1, step: 1 },
   { name: "seed", label: "Seed", hint: "The same seed gives the same answer.", unset: "random", least: 0, most: 4294967295, step: 1 },
-  { name: "thinking", kind: CHOICE, label: "Thinking", needs: "enable_thinking", sent: false, choices: [["", "as the model likes"], ["on", "on"], ["off", "off"]] },
+  { name: "thinking", kind: CHOICE, label: "Thinking", needs: "enable_thinking", sent: false, choices: [["", "default"], ["on", "on"], ["off", "off"]] },
   { name: "reasoning_effort", kind: CHOICE, label: "Reasoning effort", needs: "reasoning_effort",
-    choices: [["", "as the model likes"], ["low", "low"], ["medium", "medium"], ["high", "high"]] },
+    choices: [["", "default"], ["low", "low"], ["medium", "medium"], ["high", "high"]] },
 ];
 
 /** Settings as fields of a chat completion request. */

@@ -29,11 +29,11 @@ _ASKED: Final = {"role": "user", "content": "words of a user"}
 
 def formats_for(template: ChatTemplate) -> tuple[CallFormat, ...]:
     """Formats to read, the one to ask for and to force calls in first."""
-    shown, generic_prompt = _shown(template)
+    shown, generic_prompt = shown_calls(template)
     if reasoning_of(template).channels:
         own: CallFormat | None = HARMONY
     else:
-        own = _known(shown) or _derived(shown) or _by_signature(template.sources)
+        own = _known(shown) or derived_row(shown) or _by_signature(template.sources)
     rows = [GENERIC] if generic_prompt or own is None else []
     rows += [own] if own else []
     return tuple(dict.fromkeys([*rows, *(BY_NAME[name] for row in rows for name in row.also)]))
@@ -44,7 +44,7 @@ def format_for(template: ChatTemplate) -> CallFormat:
     return formats_for(template)[0]
 
 
-def _shown(template: ChatTemplate) -> tuple[list[str], bool]:
+def shown_calls(template: ChatTemplate) -> tuple[list[str], bool]:
     """What the template makes of an assistant's two calls, and of one, with what surrounds it; whether tools are told in ggrun's words."""
     tools = [_tool(name) for name in _NAMES]
     generic = False
@@ -103,7 +103,7 @@ def _by_signature(sources: Sequence[str]) -> CallFormat | None:
     return None
 
 
-def _derived(texts: Sequence[str]) -> CallFormat | None:
+def derived_row(texts: Sequence[str]) -> CallFormat | None:
     """A row made of what stands around the marks, if it reads them back."""
     for text in texts:
         row = _row(text)

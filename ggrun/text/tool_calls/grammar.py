@@ -137,7 +137,7 @@ class _Grammar:
         schema = resolved(schema, root)
         options = schema.get("enum", [schema["const"]] if "const" in schema else None) if isinstance(schema, Mapping) else None
         if isinstance(options, list) and options:
-            value = " | ".join(self._literal(plain(option)) for option in options)
+            value = " | ".join(_quoted(plain(option)) for option in options)
             return f"{self._literal(before)} ({value}) {self._literal(end)}"
         if "string" not in kind_of(schema, root).types:
             return f"{self._literal(before)} {self._rule(name + '_value', _json(schema, root))} {self._literal(end)}"
@@ -182,7 +182,8 @@ class _Grammar:
         return "scalar"
 
     def _bare_literal(self, value: Any) -> str:
-        return self._literal(f"{_QUOTE}{value}{_QUOTE}") if isinstance(value, str) else _quoted(plain(value))
+        quote = self._literal(_QUOTE)
+        return f"{quote} {_quoted(value)} {quote}" if isinstance(value, str) else _quoted(plain(value))
 
     def _thought(self, style: ReasoningStyle, opened: bool) -> str:
         if not self._literal("<|end|>" if style.channels else style.end):
@@ -247,13 +248,14 @@ def _members(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[str
 def _text_without(end: str, schema: Mapping[str, Any]) -> str:
     """The regular expression of a text in which `end` does not come, and which follows what a schema asks of a text."""
     patterns = []
-    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-    if least or most != "":
-        patterns.append(f"/(.|\\n){{{least},{most}}}/")
+    least, most = (limit if isinstance(limit := schema.get(key), int) else "" for key in ("minLength", "maxLength"))
+    if least != "" or most != "":
+        patterns.append(f"/(.|\\n){{{least or 0},{most}}}/")
     if isinstance(pattern := schema.get("pattern"), str):
         before = "" if pattern.startswith("^") else "(.|\\n)*"
         after = "" if pattern.endswith("$") else "(.|\\n)*"
-        patterns.append(f"/{before}({pattern.removeprefix('^').removesuffix('$').replace('/', chr(92) + '/')}){after}/")
+        inner = re.sub(r"(\\.)|/", lambda m: m[1] or r"\/", pattern.removeprefix("^").removesuffix("$"), flags=re.DOTALL)
+        patterns.append(f"/{before}({inner.replace(chr(10), chr(92) + 'n')}){after}/")
     return " & ".join([*patterns, f"~/(.|\\n)*{_escaped(end)}(.|\\n)*/"])
 
 
