@@ -470,6 +470,25 @@ def test_everything_by_keyboard(scripted: Script, new_tab: NewTab) -> None:
     page.wait_for_selector("dialog", state="detached")
 
 
+def test_what_has_the_focus_keeps_it_while_answers_come(scripted: Script, new_tab: NewTab) -> None:
+    scripted.pieces, scripted.pause = ["```python\n", "x = 1\n" * 3, "```\n", *["word "] * 100], 0.02
+    tab = new_tab(scripted.base)
+    page = tab.open()
+    scripted.pause = 0
+    tab.ask("first")
+    scripted.pause = 0.02
+    tab.send("second")
+    page.wait_for_selector(".message.running figure.code")
+    page.wait_for_selector(".message.running .figures >> text=t/s")
+    page.locator("figure.code .copy").first.focus()
+    tab.answered()
+    assert page.evaluate("() => document.activeElement.className") == "copy"
+    page.locator(".message.assistant .again").first.focus()
+    page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")  # the page looks at the server again
+    page.wait_for_timeout(300)
+    assert "again" in page.evaluate("() => document.activeElement.className")
+
+
 def test_every_control_has_a_name_and_a_visible_focus(scripted: Script, new_tab: NewTab) -> None:
     scripted.pieces = ["Hi\n\n```\ncode\n```\n\n|a|\n|-|\n|b|"]
     tab = new_tab(scripted.base)

@@ -152,6 +152,7 @@ function send(text) {
 
 async function ask(conversation, question) {
   const name = modelName();
+  conversation.model ??= name;
   conversations.set(conversation.id, conversation);
   say("The answer begins");
   const changed = () => (conversation.id === current.id ? show() : showList([...conversations.values()], current.id, runningIds(), { open, rename, exportOne, remove }));
