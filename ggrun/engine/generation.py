@@ -96,7 +96,6 @@ class Generation:
         self.cancelled = False
         self._cancel = cancel
         self._listener = listener
-        self._begun = False
         self._lock = Lock()  # an event comes from the engine's thread, or from one that cancels what still waits
 
     def __iter__(self) -> Iterator[TokenEvent]:
@@ -142,11 +141,10 @@ class Generation:
         with self._lock:
             if self.state != "done":
                 self.state = state
-                self._begun = True
 
     def cancel(self) -> None:
         """Stop it, from any thread, within 200 ms; what was generated stays. A finished generation is left alone."""
         self.cancelled = True
-        if not self._begun:
-            self.put(Finished("cancelled", ""))  # at once: the engine may be busy with others for a long time
+        if not self.timings.predicted_n:
+            self.put(Finished("cancelled", ""))  # at once, as nothing of it is held back: the engine may be busy with others for long
         self._cancel(self)

@@ -33,6 +33,8 @@ from ggrun.runtime.executor import Batch, Cancelled, Executor, Highest
 from ggrun.runtime.kv_form import KvForm
 
 T = TypeVar("T")
+LONG = 0.15  # seconds; a step that takes less is not aborted for one who was cancelled
+CAREFUL_STEPS = 20  # after an abort that others suffered from
 Rows = NDArray[np.float32]
 POLL_SECONDS = 0.05  # between two looks whether a caller still wants its embedding
 
@@ -61,6 +63,9 @@ class Loop:
         self._embedder = Embedder(executor, shape, self._pool, self._prefixes, norm)
         self._totals = Totals()
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._work: list[Work] = []  # of the batch that is being computed
+        self._abortable = True
+        self._spared = False  # whether the next step has to be finished
         self._closed = False
         if tiers.disk:
             tiers.disk.on_ready = lambda: self._inbox.put(lambda: None)
@@ -78,8 +83,10 @@ class Loop:
         """Stop a generation whose `cancelled` is set."""
         if not self._closed:
             self._inbox.put(lambda: None)  # wakes the thread, which looks at the flags
-            if generation.state != "done":
-                self._executor.abort()  # those beside it are computed again
+            aboard = any(item.sequence.generation is generation for item in self._work)
+            preempted = generation.state == "waiting"  # and has said something: what is held back of it only the thread can tell
+            if self._abortable and (aboard or preempted):
+                self._executor.abort()
 
     def call(self, work: Callable[[], T]) -> T:
         """Do something on the engine's thread, between two batches, and wait for its result; what it raises is raised here."""
@@ -173,8 +180,8 @@ class Loop:
                 self._embedder.step(busy)
                 if busy:
                     self._step()
-            except Cancelled:
-                continue  # whoever was cancelled is dropped above; the others' tokens are computed again
+            except Cancelled:  # whoever was cancelled is dropped above; the others' tokens are computed again
+                self._aborted()
             except Exception as error:
                 for sequence in (*self._scheduler.running, *self._scheduler.waiting):
                     self._fail(sequence, error)
@@ -222,9 +229,16 @@ class Loop:
                 self._no_room(self._scheduler.running[0])
             return
         n_chunks = sum(item.n for item in work if item.sequence.generation.state != "answer")
+        self._abortable = not self._spared and self._scheduler.pace.seconds(n_chunks) > LONG
+        self._work = work
+        if any(item.sequence.generation.cancelled for item in work):  # who cancels from now on sees the batch
+            self._work = []
+            return
+        self._spared = False
         for item in work:
             item.sequence.started = item.sequence.started or began
         logits = self._compute(batch, work)
+        self._work = []
         n_predicted, n_prompt = self._totals.predicted_tokens, self._totals.prompt_tokens
         for item in work:
             try:
@@ -237,6 +251,13 @@ class Loop:
         self._totals.n_preempted = self._scheduler.n_preempted
         self._totals.prompt_seconds += seconds * (self._totals.prompt_tokens > n_prompt)
         self._totals.predicted_seconds += seconds * (self._totals.predicted_tokens > n_predicted)
+
+    def _aborted(self) -> None:
+        """Others' tokens were lost with a cancelled one's: see to it that many who cancel do not keep them from going on."""
+        if any(not item.sequence.generation.cancelled for item in self._work):
+            self._spared = True
+            self._scheduler.n_careful = CAREFUL_STEPS
+        self._work = []
 
     def _compute(self, batch: Batch, work: list[Work]) -> NDArray[np.float32] | Highest:
         """The batch's logits, or just the highest of them when no sampler looks at others."""

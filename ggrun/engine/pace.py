@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from statistics import median
 
 LEAST = 16  # tokens of prompts in a step, however slow the machine is: fewer are dearer each, and the prompt would never end
+CAREFUL = 0.12  # seconds of a step that must not take long, where there is no target
 _AIM = 0.95  # of the target: other things happen in the process now and then
 _FIRST = 64  # while nothing has been measured
 _SHARE = 0.25  # what a token of a prompt takes of a step of answers, while only such steps have been measured
@@ -27,14 +29,19 @@ class Pace:
         self._each: deque[float] = deque(maxlen=_RECENT)  # seconds of one token of a prompt
 
     def room(self, most: int) -> int:
-        """Tokens of prompts, at most `most`, for a step that has answers, too."""
-        if not self.target:
-            return most
+        """Tokens of prompts, at most `most`, for a step that takes as long as the target; without one, as long as a careful step."""
+        target = self.target or CAREFUL
         if not self._each and not self._answers:
             return min(most, _FIRST)
-        left = _AIM * self.target - self._base()
+        left = _AIM * target - self._base()
         each = median(self._each) if self._each else _SHARE * self._base()
         return max(min(most, LEAST), min(most, int(left / each)))
+
+    def seconds(self, n_prompt: int) -> float:
+        """How long a step with n_prompt tokens of prompts will take; infinite while that is not known."""
+        if n_prompt:
+            return self._base() + n_prompt * median(self._each) if self._each else inf
+        return self._base() if self._answers else inf
 
     def note(self, n_prompt: int, seconds: float) -> None:
         """A step with n_prompt tokens of prompts took so long."""

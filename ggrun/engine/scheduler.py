@@ -17,6 +17,7 @@ from ggrun.engine.kv import Block, BlockPool
 from ggrun.engine.pace import Pace
 from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.sequence import Sequence
+from ggrun.errors import GgrunError
 from ggrun.plan.device import KV_BLOCK_TOKENS, Shape
 from ggrun.runtime.executor import Batch
 
@@ -42,6 +43,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.n_preempted = 0
+        self.n_careful = 0  # steps that are to be short whoever runs
         self.pace = pace or Pace(0)
         self._n_submitted = 0
         self._shape = shape
@@ -101,7 +103,8 @@ class Scheduler:
 
     def forward_batch(self, slot: int, tokens: list[int], blocks: list[Block], start: int, n: int) -> Batch:
         """A batch of n tokens of one bare list from position start, every row's logits wanted."""
-        assert self._grow(slot, blocks, start + n), "nothing else runs"
+        if not self._grow(slot, blocks, start + n):
+            raise GgrunError(f"{len(tokens)} tokens do not fit the KV cache beside what else is computed")
         self._ids[:n] = tokens[start : start + n]
         self._positions[:n] = np.arange(start, start + n)
         self._seqs[:n] = slot
@@ -185,8 +188,9 @@ class Scheduler:
         single = [(s, 1) for s in ready if s.n_pending == 1][: self._shape.n_ubatch]
         prompts = [s for s in ready if s.n_pending > 1]
         left = self._shape.n_ubatch - len(single)
-        if any(s.generation.state == "answer" for s, _ in single):
+        if self.n_careful or (self.pace.target and any(s.generation.state == "answer" for s, _ in single)):
             left = self.pace.room(left)
+        self.n_careful = max(0, self.n_careful - 1)
         return single + _shares(prompts, left)
 
     def _reserve(self, sequence: Sequence, n: int) -> bool:

@@ -19,11 +19,12 @@ from ggrun.server.errors import ApiError
 from ggrun.server.forms import constraint_of
 from ggrun.server.logprobs import TokenLogs
 from ggrun.server.reading import Parsed, Plain, Reader, style_of
-from ggrun.server.rendering import prompt_of
+from ggrun.server.rendering import begun_by, prompt_of
 from ggrun.server.settings import Settings
 from ggrun.server.task import Call, End, Piece, Task, Text, Thought, TokenLog
 from ggrun.server.thinking import thinking
 from ggrun.text.output import OutputParser
+from ggrun.text.reasoning import ReasoningFormat
 
 if TYPE_CHECKING:
     from ggrun.engine.constraint import Constraint
@@ -213,7 +214,8 @@ def reader_of(prepared: Prepared, number: int) -> Reader:
     if prepared.style is None:
         return Plain(number)
     tools = () if task.tool_choice == "none" else task.tools
-    parser = OutputParser(prepared.style, tools, reasoning="auto" if task.reasoning else "none", prompt=prepared.text)
+    reasoning: ReasoningFormat = "auto" if task.reasoning else "none"
+    parser = OutputParser(prepared.style, tools, reasoning=reasoning, prompt=prepared.text, begun=begun_by(task))
     return Parsed(number, parser, task.parallel_tool_calls)
 
 

@@ -116,9 +116,9 @@ def tell(model: str, note: str) -> None:
 
 
 def _render(model: OpenModel, task: Task, messages: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str, ...]]:
-    begun = ""
-    if task.prefill and messages and messages[-1].get("role") == "assistant":
-        begun, messages = _text_of(messages[-1].get("content")), messages[:-1]
+    begun = begun_by(task)
+    if _is_begun(task):
+        messages = messages[:-1]
     if not messages:
         raise ApiError(400, "messages is empty: there is nothing to answer", param="messages")
     tools = None if task.tool_choice == "none" else list(task.tools) or None
@@ -127,6 +127,15 @@ def _render(model: OpenModel, task: Task, messages: Sequence[Mapping[str, Any]])
     except TextError as error:
         raise ApiError(400, str(error), param="messages") from None
     return result.text + begun, result.notes
+
+
+def begun_by(task: Task) -> str:
+    """The beginning of the answer that a task brings along, as the end of its prompt."""
+    return _text_of(task.messages[-1].get("content")) if _is_begun(task) and task.messages else ""
+
+
+def _is_begun(task: Task) -> bool:
+    return bool(task.prefill and task.messages) and (task.messages or ())[-1].get("role") == "assistant"
 
 
 def _text_of(content: Any) -> str:

@@ -57,8 +57,8 @@ class OutputParser:
     """Deltas of one output, in order; text and thoughts are never empty, ill-formed calls come as text.
 
     tools: those that were offered; without any, calls are text. reasoning: "none" leaves thoughts in the text, with their tags. prompt:
-    the rendered prompt, which may end within a thought. whole: a call comes in one piece, once it is complete, and is never broken.
-    TextError for an unknown reasoning format.
+    the rendered prompt, which may end within a thought. begun: the end of the prompt that is the answer's own beginning. whole: a call
+    comes in one piece, once it is complete, and is never broken.
     """
 
     def __init__(
@@ -68,11 +68,14 @@ class OutputParser:
         *,
         reasoning: ReasoningFormat = "auto",
         prompt: str = "",
+        begun: str = "",
         whole: bool = False,
     ) -> None:
         self._style = style
         self._raw_thoughts = reasoning == "none"
-        self._opened = style.reasoning.opened_by(prompt)
+        opened = style.reasoning.opened_by(prompt.removesuffix(begun)) or begun.lstrip().startswith(style.reasoning.begin)
+        self._opened = opened and style.reasoning.end not in begun
+        self._past_thought = bool(begun.strip()) and not self._opened
         self._out: list[Delta] = []
         self._reader = CallReader(style.calls if tools else (), tools, self._out.append, whole)
         self._source = Source()
@@ -117,7 +120,9 @@ class OutputParser:
             thought = None if self._raw_thoughts else self._thought
             yield from read_channels(source, thought, self._text, self._reader.read_arguments if self._reader.markers else None)
             return
-        if self._raw_thoughts:
+        if self._past_thought:
+            pass
+        elif self._raw_thoughts:
             yield from raw_thought(source, style, self._opened, self._text)
         else:
             yield from read_thought(source, style, self._opened, self._thought, self._text)

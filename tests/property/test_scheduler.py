@@ -3,6 +3,7 @@
 Whatever is submitted, cancelled and evicted, every token of every batch must see exactly its own sequence's earlier tokens.
 """
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,6 +220,36 @@ def test_the_newest_is_preempted_and_goes_on_first() -> None:
     assert [s.generation.timings.prompt_n for s in (first, second, third)] == [N + 20] * 3
 
 
+def test_who_waits_for_a_prefix_holds_nobody_up() -> None:
+    scheduler, _ = scheduler_of(3, 8 * N, 24, n_ubatch=64)
+    leader, follower, other = sequence([1] * 7 * N), sequence([1] * 7 * N), sequence([2] * 3 * N)
+    for s in (leader, follower, other):
+        scheduler.submit(s)
+    _, work = scheduler.next()
+    assert [(item.sequence, item.n) for item in work] == [(leader, 32), (other, 32)]
+    assert follower.leader is leader
+    for item in work:
+        scheduler.advance(item)
+    scheduler.next()
+    assert follower.n_computed == N
+    scheduler.remove(leader)
+    _, work = scheduler.next()
+    assert {item.sequence for item in work} == {follower, other}
+
+
+def test_one_that_finds_no_block_even_alone_is_told_of() -> None:
+    """What holds them all is no sequence: text that is embedded, say."""
+    scheduler, _ = scheduler_of(2, 4 * N, 4)
+    held = [scheduler._pool.allocate(None) for _ in range(4)]
+    scheduler.submit(sequence([1] * 5))
+    scheduler.submit(sequence([2] * 5))
+    batch, work = scheduler.next()
+    assert (len(batch.ids), work, len(scheduler.running)) == (0, [], 1)
+    for block in held:
+        scheduler._pool.release(block)
+    assert len(scheduler.next()[1]) == 2
+
+
 def test_pace_follows_a_machine_and_forgets_a_stall() -> None:
     pace = Pace(0.1 / 0.95)
     assert pace.room(512) == 64
@@ -236,4 +267,18 @@ def test_pace_follows_a_machine_and_forgets_a_stall() -> None:
     for _ in range(5):
         pace.note(16, 5.0)
     assert (pace.room(512), pace.room(5)) == (16, 5)
-    assert Pace(0).room(512) == 512
+    assert pace.seconds(0) == 0.02
+    assert Pace(0).seconds(1) == math.inf
+    pace = Pace(0)
+    pace.note(400, 1.0)
+    assert pace.room(512) == 45  # a careful step, where there is no target
+
+
+def test_without_a_target_prompts_take_all_the_room_but_after_an_abort() -> None:
+    scheduler, cells = scheduler_of(2, 40 * N, 90, n_ubatch=256)
+    scheduler.pace.note(512, 5.0)
+    for s in (sequence([1]), sequence([2] * 30 * N)):
+        scheduler.submit(s)
+    cells.run(scheduler.next()[0], scheduler.running)
+    scheduler.n_careful = 1
+    assert [[item.n for item in scheduler.next()[1]] for _ in range(2)] == [[1, 16], [1, 255]]

@@ -1,6 +1,7 @@
 """Whatever comes together, is cancelled, preempted or found in the cache: who finishes has, to the bit, what it would have had alone."""
 
 import random
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -150,8 +151,6 @@ def test_one_prefix_is_computed_once_by_two_that_come_together() -> None:
 
 def test_cancelled_in_the_queue_in_a_prompt_and_in_an_answer() -> None:
     """At once where nothing of it runs; what runs beside it goes on as if nothing had been."""
-    import time
-
     with Engine.open(EMBEDDED, n_ctx=2048, kv_tokens=-1, n_parallel=2, n_ubatch=512) as engine:
         long = [int(i) for i in random.Random(9).choices(range(3, 2000), k=1900)]
         beside = engine.submit(long[:40], SAMPLINGS[1], n_predict=60)

@@ -51,6 +51,22 @@ def test_a_prompt_may_have_begun_the_thought(style: ReasoningStyle) -> None:
 
 
 @pytest.mark.parametrize("style", TAGGED, ids=lambda style: style.name)
+def test_an_answer_that_is_continued_may_have_been_in_a_thought(style: ReasoningStyle) -> None:
+    output = f" go on.{style.end}\nYes."
+    rest = ("go on.", "Yes.")
+    for before, begun, expected in [
+        ("[assistant]", f"{style.begin}Let me", rest),
+        (f"[assistant]{style.begin}\n", "Let me", rest),
+        (f"[assistant]{style.begin}\n", "", rest),
+    ]:
+        assert split(style, output, prompt=before + begun, begun=begun) == expected
+    for before, begun in [("[assistant]", "Let me"), (f"[assistant]{style.begin}", f"a{style.end}Let me"),
+                          ("[assistant]", f"{style.begin}a{style.end}b")]:  # fmt: skip
+        assert split(style, " go on.", prompt=before + begun, begun=begun) == ("", " go on.")
+        assert split(style, f"{style.begin}x", prompt=before + begun, begun=begun) == ("", f"{style.begin}x")
+
+
+@pytest.mark.parametrize("style", TAGGED, ids=lambda style: style.name)
 def test_thoughts_may_stay_in_the_text(style: ReasoningStyle) -> None:
     output = f" {style.begin}\nHm.\n{style.end}\n\nYes."
     thought, text = split(style, output, reasoning="none")
