@@ -179,9 +179,7 @@ export class MessageView {
     };
     const send = () => {
       const text = area.value.trim();
-      if (!text) return;
-      close();
-      this.actions.edit(this.node, text);
+      if (text && this.actions.edit(this.node, text) === false) say("Stop the answer first, or wait for it");
     };
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
