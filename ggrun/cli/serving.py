@@ -6,10 +6,11 @@ import os
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from ggrun.cli.budget import Budget
 from ggrun.cli.choosing import given
 from ggrun.cli.llama_server import answers_to
 from ggrun.cli.named import Model, named
-from ggrun.cli.opening import chosen, settings
+from ggrun.cli.opening import chosen, pins, settings
 from ggrun.cli.options import SamplingOptions, rows_of
 from ggrun.cli.picture import PURPOSES
 from ggrun.cli.prompt import text_of, typed
@@ -118,11 +119,12 @@ def _entries(
     name = next((name for name, one in others.items() if one == first), None)
     names = words(listen.alias) or [name or (first.path or embedded_model()).stem]
     default = replace(first, aliases=(*names[1:], *((name,) if name and name != names[0] else ()), *first.aliases))
-    found = [_entry(names[0], default, engine, cache, answers, given(sampling, first.sampling), screen)]
+    budget = Budget(pins(engine))
+    found = [_entry(names[0], default, engine, cache, answers, given(sampling, first.sampling), budget, screen)]
     flags = given(sampling, {})
     for other, one in others.items():
         if other not in (name, names[0]):
-            found.append(_entry(other, one, under(one, engine), cache, answers, {**flags, **one.sampling}, screen))
+            found.append(_entry(other, one, under(one, engine), cache, answers, {**flags, **one.sampling}, budget, screen))
     return found
 
 
@@ -150,6 +152,7 @@ def _entry(
     cache: CacheOptions,
     answers: AnswerOptions,
     sampling: dict[str, Any],
+    budget: Budget,
     screen: Screen,
 ) -> Entry:
     options = settings(model, engine, screen) | _served(model, engine, cache)
@@ -165,21 +168,24 @@ def _entry(
     if template is None and model.template_file:
         template = text_of(str(model.template_file))
 
+    def now() -> dict[str, Any]:
+        look_again()
+        return {**options, "placement": budget.left(options["placement"])}
+
     def load() -> Engine:
         from ggrun import Engine
 
-        look_again()
         with screen.progress() as progress:
-            opened = Engine.open(model.path, progress=progress, chat_template=template, **options)
+            opened = Engine.open(model.path, progress=progress, chat_template=template, **now())
+        budget.spend(opened)
         for note in opened.notes:
             screen.once(f"{name}: {note}")
         return opened
 
     def fits_beside() -> bool:
         """Whether it fits now, and all of it on the GPUs, where there are any and it may use them."""
-        look_again()
         try:
-            planned = plan_model(model.path, Options(**options))
+            planned = plan_model(model.path, Options(**now()))
         except DoesNotFit:
             return False
         with planned.file:

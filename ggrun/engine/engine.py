@@ -96,6 +96,11 @@ class Engine:
         return [*self.plan.notes, *self.file.notes, *self._executor.notes, *self._tier_notes]
 
     @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
     def n_ctx(self) -> int:
         """Tokens one sequence may hold."""
         return self.plan.shape.n_ctx

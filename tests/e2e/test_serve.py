@@ -459,3 +459,24 @@ def test_flags_of_llama_server_start_it() -> None:
         assert "LLAMA_ARG_MMPROJ_OFFLOAD has no effect" in served.said
         assert "one: a conversation may grow to 512 tokens (-c); 2 slots (-np)" in served.said
         assert served.ask("POST", "/v1/chat/completions", CHAT)[1]["model"] == "one"
+
+
+def test_a_memory_budget_is_that_of_all_models_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = REPO / "ggrun" / "data" / "pydoc.gguf"
+    tables = [f'[models.{name}]\npath = "{model}"\nn_ctx = 512\n' for name in "abc"]
+    (tmp_path / "models.toml").write_text("".join(tables) + 'ram_budget = "1MiB"\n')
+    monkeypatch.chdir(tmp_path)
+    with Served("--ram-budget", "166MiB", "-cram", "0") as server:
+
+        def ask(name: str) -> tuple[int, dict[str, str]]:
+            status, _ = server.post("/completion", {"model": name, "prompt": "json", "n_predict": 1})
+            return status, {one["id"]: one["status"]["value"] for one in server.get("/v1/models")["data"]}
+
+        assert ask("a") == (200, {"a": "loaded", "b": "unloaded", "c": "unloaded"})
+        assert ask("b") == (200, {"a": "unloaded", "b": "loaded", "c": "unloaded"})
+        assert ask("a") == (200, {"a": "loaded", "b": "unloaded", "c": "unloaded"})
+        assert ask("c")[0] == 503  # its own limit
+    with Served("--ram-budget", "180MiB", "-cram", "0") as server:
+        for name in "abab":
+            assert server.post("/completion", {"model": name, "prompt": "json", "n_predict": 1})[0] == 200
+        assert [one["status"]["value"] for one in server.get("/v1/models")["data"]] == ["loaded", "loaded", "unloaded"]
