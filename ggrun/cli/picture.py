@@ -23,6 +23,7 @@ PURPOSES = {
     "staging": ("staging", "cyan", "▚"),
     "stream": ("streamed", "yellow", "░"),
     "driver": ("driver", "magenta", "▞"),
+    "cache": ("prompts set aside", "cyan", "▤"),
     "process": ("process", "magenta", "▞"),
 }
 FREE, OVER = ("free", "bright_black", "·"), ("too much", "red", "!")

@@ -118,7 +118,7 @@ class CacheOptions:
             "--cache-ram",
             metavar="MIB",
             env="LLAMA_ARG_CACHE_RAM",
-            shown="a quarter of what is free, 8192 at most",
+            shown="64 times the pool, a quarter of what is free and 8192 at most",
             help="memory for what leaves the pool; 0: none",
         ),
     ] = -1

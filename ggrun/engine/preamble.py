@@ -5,8 +5,9 @@ Knows masks, token ids and the marks of a thought; must not know templates or wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -16,20 +17,22 @@ if TYPE_CHECKING:
     from ggrun.engine.constraint import Constraint
     from ggrun.text import Tokenizer
 
+_TAIL: Final = 200
 State = Literal["undecided", "beginning", "within", "after"]
 
 
 class AfterThought:
     """A `Constraint`: an optional thought, free but for the end of the answer, and then what `inner` allows.
 
-    begin, end: the marks around the thought; opened: the prompt has the first already, so that there must be one.
+    begin: the mark a thought starts with; end: what finds its last one, at most _TAIL bytes; opened: the prompt has the first already,
+    so that there must be one.
     """
 
-    def __init__(self, inner: Constraint, tokenizer: Tokenizer, begin: str, end: str, opened: bool) -> None:
+    def __init__(self, inner: Constraint, tokenizer: Tokenizer, begin: str, end: re.Pattern[bytes], opened: bool) -> None:
         self._inner = inner
         self._tokenizer = tokenizer
         self._begin = _ids(tokenizer, begin)
-        self._begin_bytes, self._end = begin.encode(), end.encode()
+        self._begin_text, self._end = begin, end
         self._state: State = "within" if opened else "undecided"
         self._n_begun = 0
         self._tail = b""
@@ -66,19 +69,20 @@ class AfterThought:
         if self._state != "within":
             self._n_begun += 1
             self._state = "within" if self._n_begun == len(self._begin) else "beginning"
-            self._tail = self._begin_bytes
+            self._tail = self._begin_text.encode()
             return
         text = self._tail + self._tokenizer.token_bytes(id)
-        _, found, rest = text.partition(self._end)
+        found = self._end.search(text)
         if not found:
-            self._tail = text[max(0, len(text) - len(self._end) + 1) :]
+            self._tail = text[-_TAIL:]
             return
         self._state = "after"
-        for follower in self._tokenizer.encode_part(rest.strip().decode("utf-8", "replace")):  # a token that holds more than the mark
+        rest = text[found.end() :].strip()  # of a token that holds more than the mark
+        for follower in self._tokenizer.encode_part(rest.decode("utf-8", "replace")):
             self._inner.accept(follower)
 
     def copy(self) -> AfterThought:
-        twin = AfterThought(self._inner.copy(), self._tokenizer, self._begin_bytes.decode(), self._end.decode(), False)
+        twin = AfterThought(self._inner.copy(), self._tokenizer, self._begin_text, self._end, False)
         twin._state, twin._n_begun, twin._tail = self._state, self._n_begun, self._tail
         return twin
 

@@ -17,6 +17,7 @@ from ggrun.engine.kv import Block, BlockPool
 from ggrun.engine.pace import Pace
 from ggrun.engine.prefixes import Prefixes
 from ggrun.engine.sequence import Sequence
+from ggrun.errors import GgrunError
 from ggrun.plan.device import KV_BLOCK_TOKENS, Shape
 from ggrun.runtime.executor import Batch
 
@@ -102,7 +103,8 @@ class Scheduler:
 
     def forward_batch(self, slot: int, tokens: list[int], blocks: list[Block], start: int, n: int) -> Batch:
         """A batch of n tokens of one bare list from position start, every row's logits wanted."""
-        assert self._grow(slot, blocks, start + n), "nothing else runs"
+        if not self._grow(slot, blocks, start + n):
+            raise GgrunError(f"{len(tokens)} tokens do not fit the KV cache beside what else is computed")
         self._ids[:n] = tokens[start : start + n]
         self._positions[:n] = np.arange(start, start + n)
         self._seqs[:n] = slot

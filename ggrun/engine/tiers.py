@@ -23,6 +23,7 @@ from ggrun.runtime.kv_form import KvForm
 
 MIB = 1 << 20
 MOST_CHOSEN = 8192  # MiB of host memory that are taken unasked, when a quarter of what is free is not less
+MOST_POOLS = 64  # times the pool's own size, for small models
 CHOOSE = -1  # Options.cram_mib
 
 
@@ -45,13 +46,14 @@ def origin_of(file: GgufFile, form: KvForm) -> Origin:
 def cache_lines(plan: Plan, cram_mib: int, on_disk: bool) -> tuple[list[Line], str]:
     """The ledger's lines for blocks beside the pool, and what is to be said of them, if anything.
 
-    cram_mib: CHOOSE takes a quarter of what the plan leaves free, MOST_CHOSEN at most; a number is the most that is taken.
+    cram_mib: CHOOSE takes a quarter of what the plan leaves free, MOST_CHOSEN and MOST_POOLS at most; a number is the most that is taken.
     """
     block_bytes = form_of(plan.program, plan.shape).n_bytes
     cpu = next((room.device for room in plan.rooms if room.device == "CPU"), plan.ledger.lines[0].device)
     staging = staging_bytes(block_bytes) if on_disk else 0
     free = max(0, plan.available_bytes - plan.ledger.total(cpu) - staging)
-    wanted = min(MOST_CHOSEN * MIB, free // 4) if cram_mib == CHOOSE else cram_mib * MIB
+    chosen = min(MOST_CHOSEN * MIB, free // 4, MOST_POOLS * plan.shape.n_kv_blocks * block_bytes)
+    wanted = chosen if cram_mib == CHOOSE else cram_mib * MIB
     n_bytes = min(wanted, free // 2) // block_bytes * block_bytes
     note = f"-cram {cram_mib}: {human(n_bytes)} is taken, half of what the plan leaves free" if wanted > free // 2 else ""
     lines = [

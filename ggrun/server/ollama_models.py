@@ -235,7 +235,7 @@ def _short(n: int) -> str:
 
 def _memory(model: OpenModel) -> dict[str, int]:
     ledger = model.engine.plan.ledger
-    total = ledger.total()
+    total = ledger.total() - ledger.total(purpose="cache")
     devices = {line.device for line in ledger.lines} - {"CPU"}
     return {"size": total, "size_vram": sum(ledger.total(device) for device in devices)}
 

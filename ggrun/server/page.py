@@ -28,7 +28,6 @@ _HEADERS = {
     "require-trusted-types-for 'script'; trusted-types dompurify",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",  # the browser keeps a file and asks whether it has changed: an update is seen at once
 }
 

@@ -5,6 +5,7 @@ Knows how a model's template marks thoughts and calls; must not know the engine 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ggrun.text import ChatTemplate
 
 Part = Text | Thought | Call
+Marks = tuple[str, re.Pattern[bytes], bool]
 
 
 class Reader(Protocol):
@@ -84,7 +86,7 @@ _PIECES: Final[Mapping[type, Callable[[int, Any], Part]]] = {
 }
 
 
-def thought_marks(template: ChatTemplate, style: OutputStyle, prompt: str, wanted: bool) -> tuple[str, str, bool] | None:
+def thought_marks(template: ChatTemplate, style: OutputStyle, prompt: str, wanted: bool) -> Marks | None:
     """The marks around the thought that an answer to this prompt may begin with, and whether the prompt has the first; None: no thought.
 
     wanted: whether a thought that the prompt does not begin is welcome.
@@ -92,15 +94,16 @@ def thought_marks(template: ChatTemplate, style: OutputStyle, prompt: str, wante
     reasoning = style.reasoning
     if reasoning.channels:
         return (FIRST_CHANNEL, LAST_CHANNEL, False) if wanted else None
+    end = re.compile(re.escape(reasoning.end.encode()))
     if reasoning.opened_by(prompt):
-        return reasoning.begin, reasoning.end, True
+        return reasoning.begin, end, True
     known = reasoning.name == "derived" or all(any(text in source for source in template.sources) for text in reasoning.signature)
     over = prompt.rstrip().endswith(reasoning.end)
-    return (reasoning.begin, reasoning.end, False) if wanted and known and not over else None
+    return (reasoning.begin, end, False) if wanted and known and not over else None
 
 
 FIRST_CHANNEL: Final = "<|channel|>"  # of gpt-oss; its answer itself comes after the other
-LAST_CHANNEL: Final = "<|channel|>final<|message|>"
+LAST_CHANNEL: Final = re.compile(rb"<\|channel\|>final[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
 
 
 _styles: WeakKeyDictionary[ChatTemplate, OutputStyle] = WeakKeyDictionary()

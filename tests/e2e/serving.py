@@ -83,6 +83,24 @@ class Served:
         finally:
             connection.close()
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path."""
+        return self.ask("GET", path)[1]
+
+    def post(self, path: str, body: Any, timeout: float = 60) -> tuple[int, Any]:
+        """Status and JSON of what a path answers."""
+        return self.ask("POST", path, body, timeout)
+
+    def frames(self, path: str, body: Any) -> list[Any]:
+        """What a stream of server-sent events says: JSON, or the text that is none."""
+        lines = str(self.ask("POST", path, body, 60)[1]).splitlines()
+        data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        return [item if item == "[DONE]" else msgspec.json.decode(item) for item in data]
+
     def connect(self, timeout: float = 20) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 

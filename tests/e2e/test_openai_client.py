@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.e2e.served import Served, serving
+from tests.e2e.serving import Served
 
 QUESTION = [{"role": "user", "content": "What does os.path.join do?"}]
 ENDLESS: dict[str, Any] = {"logit_bias": {"0": -100, "2": -100}}  # the tokens that end an answer
@@ -18,7 +18,7 @@ ENDLESS: dict[str, Any] = {"logit_bias": {"0": -100, "2": -100}}  # the tokens t
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with serving("-np", "4", "-c", "2048") as served:
+    with Served("-np", "4", "-c", "2048") as served:
         yield served
 
 
@@ -421,7 +421,7 @@ def test_no_tokens_at_all(client: OpenAI) -> None:
 
 
 def test_strict_models_and_aliases() -> None:
-    with serving("--strict-model", "-a", "first,second", "-c", "512") as server:
+    with Served("--strict-model", "-a", "first,second", "-c", "512") as server:
         client = OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=60)
         for name in ("first", "second"):
             assert ask(client, model=name, max_tokens=1).model == "first"

@@ -249,6 +249,7 @@ def test_requests_in_a_full_queue(limited: Served) -> None:
     assert limited.idle()
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read() -> None:
     """Its stream stops at the limit, and then its connection is dropped, though it never takes what was written."""
     with Served("--context-shift", "--timeout", "2") as served:

@@ -373,6 +373,53 @@ def test_rename_search_delete(scripted: Script, new_tab: NewTab) -> None:
     assert page.locator(".item").count() == 1
 
 
+def test_a_conversation_deleted_in_the_middle_of_its_answer_stays_deleted(scripted: Script, new_tab: NewTab) -> None:
+    scripted.pieces, scripted.pause = [f"word{i} " for i in range(2000)], 0.02
+    tab = new_tab(scripted.base)
+    page = tab.open()
+    tab.send("talk")
+    page.wait_for_selector("text=word5")
+    page.click(".item.current .item-more")
+    page.click(".menu >> text=Delete")
+    page.click("dialog .danger")
+    page.wait_for_selector(".empty")
+    page.wait_for_timeout(300)
+    assert scripted.gone == 1
+    page.reload()
+    page.wait_for_selector(".empty")
+    assert page.locator(".item").count() == 0
+
+
+def test_an_edit_waits_for_the_answer_that_comes(scripted: Script, new_tab: NewTab) -> None:
+    scripted.pieces, scripted.pause = [f"word{i} " for i in range(2000)], 0.02
+    tab = new_tab(scripted.base)
+    page = tab.open()
+    tab.send("talk")
+    page.wait_for_selector("text=word5")
+    page.hover(".message.user")
+    page.click(".message.user .edit")
+    page.fill(".message.user textarea", "other words")
+    page.press(".message.user textarea", "Enter")
+    assert page.input_value(".message.user textarea") == "other words"  # nothing that was typed is lost
+    page.click("#send")
+    tab.answered()
+    scripted.pieces = ["fine"]
+    page.press(".message.user textarea", "Enter")
+    page.wait_for_selector(".message.assistant >> text=fine")
+    assert page.locator(".message.user .body").inner_text() == "other words"
+
+
+def test_without_storage_it_works_and_says_so(scripted: Script, new_tab: NewTab) -> None:
+    tab = new_tab(scripted.base)
+    tab.page.add_init_script("Object.defineProperty(window, 'indexedDB', { get() { throw new Error('off') } })")
+    page = tab.open()
+    page.wait_for_selector("#notice >> text=keeps nothing")
+    assert tab.ask("hello").locator(".body").inner_text() == "Hello."
+    page.click("#new")
+    page.click(".item-open")
+    page.wait_for_selector(".message.assistant >> text=Hello.")
+
+
 def test_export_and_import(scripted: Script, new_tab: NewTab, tmp_path: Path) -> None:
     tab = new_tab(scripted.base)
     page = tab.open()
@@ -468,6 +515,25 @@ def test_everything_by_keyboard(scripted: Script, new_tab: NewTab) -> None:
     page.wait_for_selector("dialog .keys")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
+
+
+def test_what_has_the_focus_keeps_it_while_answers_come(scripted: Script, new_tab: NewTab) -> None:
+    scripted.pieces, scripted.pause = ["```python\n", "x = 1\n" * 3, "```\n", *["word "] * 100], 0.02
+    tab = new_tab(scripted.base)
+    page = tab.open()
+    scripted.pause = 0
+    tab.ask("first")
+    scripted.pause = 0.02
+    tab.send("second")
+    page.wait_for_selector(".message.running figure.code")
+    page.wait_for_selector(".message.running .figures >> text=t/s")
+    page.locator("figure.code .copy").first.focus()
+    tab.answered()
+    assert page.evaluate("() => document.activeElement.className") == "copy"
+    page.locator(".message.assistant .again").first.focus()
+    page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")  # the page looks at the server again
+    page.wait_for_timeout(300)
+    assert "again" in page.evaluate("() => document.activeElement.className")
 
 
 def test_every_control_has_a_name_and_a_visible_focus(scripted: Script, new_tab: NewTab) -> None:

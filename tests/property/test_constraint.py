@@ -18,7 +18,9 @@ import pytest
 
 from ggrun import Engine, Sampling
 from ggrun.engine.constraint import constraint_for
+from ggrun.engine.gbnf import read_gbnf
 from tests.conftest import EMBEDDED, SHARED
+from tests.property.test_gbnf import ends
 
 MODELS: Mapping[str, Path] = {
     "embedded": EMBEDDED,
@@ -129,6 +131,58 @@ REGEXES = (
 )
 
 
+# after the grammars that llama.cpp publishes
+GRAMMARS: Mapping[str, str] = {
+    "json": r"""
+        root   ::= object
+        value  ::= object | array | string | number | ("true" | "false" | "null") ws
+        object ::=
+          "{" ws (
+                    string ":" ws value
+            ("," ws string ":" ws value)*
+          )? "}" ws
+        array  ::=
+          "[" ws (
+                    value
+            ("," ws value)*
+          )? "]" ws
+        string ::=
+          "\"" (
+            [^"\\\x7F\x00-\x1F] |
+            "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) # escapes
+          )* "\"" ws
+        number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9] [1-9]{0,15})? ws
+        # optional space, by convention after literal characters
+        ws ::= | " " | "\n" [ \t]{0,20}
+        """,
+    "arithmetic": r"""
+        root  ::= (expr "=" ws term "\n"){1,3}
+        expr  ::= term ([-+*/] term){0,4}
+        term  ::= ident | num | "(" ws expr ")" ws
+        ident ::= [a-z] [a-z0-9_]{0,8} ws
+        num   ::= [0-9]{1,6} ws
+        ws    ::= [ \t]?
+        """,
+    "list": 'root ::= item{1,3}\nitem ::= "- " [^\\r\\n\\x0b\\x0c\\x85\\u2028\\u2029]{1,20} "\\n"',
+    "chess": r"""
+        root    ::= "1. " move " " move "\n" ([1-9] [0-9]? ". " move " " move "\n"){1,2}
+        move    ::= (pawn | nonpawn | castle) [+#]?
+        nonpawn ::= [NBKQR] [a-h]? [1-8]? "x"? [a-h] [1-8]
+        pawn    ::= ([a-h] "x")? [a-h] [1-8] ("=" [NBKQR])?
+        castle  ::= "O-O" "-O"?
+        """,
+    "japanese": r"""
+        root        ::= jp-char{1,6} ([ \t\n] jp-char{1,4})?
+        jp-char     ::= hiragana | katakana | punctuation | cjk
+        hiragana    ::= [ぁ-ゟ]
+        katakana    ::= [\u30A1-\u30FF]
+        punctuation ::= [、-〾]
+        cjk         ::= [一-\U00009FFF]
+        """,
+    "left recursion": 'root ::= root "," [0-9] | "(" root ")" | [0-9]',
+}
+
+
 @pytest.fixture(scope="module")
 def engines() -> Iterator[Mapping[str, Engine]]:
     with ExitStack() as stack:
@@ -173,6 +227,15 @@ def test_an_answer_matches(engines: Mapping[str, Engine], regex: str) -> None:
         found = answers(engine, "regex", regex)
         assert found, "every answer was cut off: nothing was tested"
         assert all(re.fullmatch(regex, text, re.ASCII) for text in found), found
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_an_answer_follows_its_grammar(engines: Mapping[str, Engine], name: str) -> None:
+    rules = read_gbnf(GRAMMARS[name])
+    for engine in engines.values():
+        found = answers(engine, "grammar", GRAMMARS[name])
+        assert found, "every answer was cut off: nothing was tested"
+        assert all(len(text) in ends(rules, text) for text in found), found
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,10 @@ def _takes(matcher: Any, text: str) -> bool:
 
 def said(rules: dict[str, Node]) -> list[str]:
     """Those of TEXTS that the grammar says, found by trying every way to read them."""
-    return [text for text in TEXTS if len(text) in _ends(rules, text)]
+    return [text for text in TEXTS if len(text) in ends(rules, text)]
 
 
-def _ends(rules: dict[str, Node], text: str) -> frozenset[int]:
+def ends(rules: dict[str, Node], text: str) -> frozenset[int]:
     """Where the root may end when it begins at 0: what each rule can read is widened until it stays the same."""
     known: dict[tuple[str, int], frozenset[int]] = {}
     tried: dict[tuple[Node, int], frozenset[int]] = {}
@@ -65,17 +65,17 @@ def _ends(rules: dict[str, Node], text: str) -> frozenset[int]:
                 fits = at < len(text) and any(low <= ord(text[at]) <= high for low, high in ranges)
                 return frozenset([at + 1] if fits else [])
             case Sequence(parts):
-                ends = frozenset([at])
+                last = frozenset([at])
                 for part in parts:
-                    ends = frozenset(end for begin in ends for end in read(part, begin))
-                return ends
+                    last = frozenset(end for begin in last for end in read(part, begin))
+                return last
             case Choice(parts):
                 return frozenset(end for part in parts for end in read(part, at))
             case Repeat(part, least, most):
-                ends, found = frozenset([at]), frozenset([at] if least == 0 else [])
+                last, found = frozenset([at]), frozenset([at] if least == 0 else [])
                 for n in range(1, (least + len(text) + 1 if most is None else most) + 1):
-                    ends = frozenset(end for begin in ends for end in read(part, begin))
-                    found |= ends if n >= least else frozenset()
+                    last = frozenset(end for begin in last for end in read(part, begin))
+                    found |= last if n >= least else frozenset()
                 return found
             case Rule(name):
                 return known.setdefault((name, at), frozenset())

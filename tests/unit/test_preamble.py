@@ -1,14 +1,17 @@
 """A constraint that begins after a thought: what it allows when, on the embedded model's vocabulary."""
 
+import re
+
 import numpy as np
 import pytest
 
 from ggrun.engine.constraint import constraint_for
 from ggrun.engine.preamble import AfterThought
+from ggrun.server.reading import FIRST_CHANNEL, LAST_CHANNEL
 from tests.unit.scripted import tokenizer
 
 TOKENIZER = tokenizer()
-BEGIN, END = "<think>", "</think>"
+BEGIN, END = "<think>", re.compile(b"</think>")
 SCHEMA = {"enum": ["yes", "no"]}
 
 
@@ -43,7 +46,7 @@ def test_a_thought_is_free_but_cannot_end_the_answer() -> None:
     follow(constraint, "<think>Hmm, what now? Ä𝄞 </thin no")
     assert not allowed(constraint) & TOKENIZER.end_of_generation
     assert not constraint.done
-    follow(constraint, END)
+    follow(constraint, "</think>")
     assert ids("hello")[0] not in allowed(constraint)
     follow(constraint, '"no"')
     assert allowed(constraint) <= TOKENIZER.end_of_generation
@@ -69,6 +72,15 @@ def test_a_thought_the_prompt_began() -> None:
     follow(constraint, "thinking\n</think>")
     assert ids("hello")[0] not in allowed(constraint)
     follow(constraint, '"yes"')
+
+
+@pytest.mark.parametrize("header", ["final", "final <|constrain|>json"])
+def test_gpt_oss_answers_in_its_last_channel(header: str) -> None:
+    constraint = AfterThought(constraint_for("json_schema", SCHEMA, TOKENIZER), TOKENIZER, FIRST_CHANNEL, LAST_CHANNEL, False)
+    follow(constraint, f"<|channel|>analysis<|message|>Hmm, final?<|end|><|start|>assistant<|channel|>{header}<|message|>")
+    assert ids("hello")[0] not in allowed(constraint)
+    follow(constraint, '"yes"')
+    assert constraint.done
 
 
 @pytest.mark.parametrize("said", ["", "<think>", "<think>one</th", "<think>one</think>", '<think>one</think>"n'])

@@ -27,11 +27,11 @@ export async function answer(conversation, question, model, several, changed) {
   const node = addMessage(conversation, question.id, { role: "assistant", finish: null, showModel: several });
   const run = { node, controller: new AbortController(), n: 0, first: 0 };
   runs.set(conversation.id, run);
-  save(conversation);
+  saveConversation(conversation);
   changed();
   const view = () => viewOf(node);
   view()?.begin();
-  const saving = setInterval(() => save(conversation), SAVE_MS);
+  const saving = setInterval(() => saveConversation(conversation), SAVE_MS);
   const watching = watchProgress(run, model, (text) => view()?.wait(text));
   const came = () => {
     run.n += 1;
@@ -80,7 +80,7 @@ export async function answer(conversation, question, model, several, changed) {
     node.toolCalls = node.toolCalls?.filter(Boolean);
     conversation.updated = Date.now();
     view()?.finish();
-    save(conversation);
+    saveConversation(conversation);
     changed();
   }
   return node;
@@ -90,10 +90,6 @@ export async function answer(conversation, question, model, several, changed) {
 function ownTimings(run) {
   const seconds = (performance.now() - run.first) / 1000;
   return { predicted_n: run.n, predicted_ms: 1000 * seconds, predicted_per_second: run.n > 1 && seconds > 0 ? (run.n - 1) / seconds : 0, prompt_n: 0, cache_n: 0 };
-}
-
-function save(conversation) {
-  saveConversation(conversation).catch(() => {}); // storage is full: the conversation lasts as long as the page
 }
 
 /** While nothing has come for a while, say what the server is doing. */

@@ -11,7 +11,7 @@ import { emptyThread } from "./samples.js";
 import { ServerView } from "./server.js";
 import { cleanSettings, settingsForm } from "./settings.js";
 import { isNarrow, showList, sidebarShown, toggleSidebar, watchWidth } from "./sidebar.js";
-import { allConversations, deleteConversation, keepSetting, loadConversation, onOtherTabs, openStore, saveConversation, setting } from "./store.js";
+import { allConversations, deleteConversation, keepSetting, loadConversation, onOtherTabs, onStorageFull, openStore, saveConversation, setting } from "./store.js";
 import { setUpTheme } from "./theme.js";
 import { follow, forgetView, showThread, toNewest, viewOf } from "./thread.js";
 import { exportJson, exportMarkdown, readConversations } from "./transfer.js";
@@ -37,7 +37,8 @@ function show() {
     if (node.content) view.text(node.content);
   }
   const title = titleOf(current);
-  $("title").textContent = isEmpty(current) ? "" : title;
+  $("title").textContent = title;
+  $("title").classList.toggle("visually-hidden", isEmpty(current));
   document.title = isEmpty(current) ? "ggrun" : `${title} · ggrun`;
   setBusy(running(current));
   const last = pathOf(current).findLast((one) => one.context);
@@ -63,8 +64,10 @@ function showModels() {
   place.replaceChildren(select);
 }
 
-function notice(text, action = null) {
+/** A line above the messages. about: who said it; what is about the server goes away when the server answers again. */
+function notice(text, action = null, about = "") {
   $("notice").hidden = !text;
+  $("notice").dataset.about = about;
   $("notice").replaceChildren(h("span", {}, text), action ? h("button.button.small", { type: "button", onclick: action[1] }, action[0]) : "");
 }
 
@@ -72,7 +75,7 @@ function notice(text, action = null) {
 
 function keep(conversation) {
   conversations.set(conversation.id, conversation);
-  saveConversation(conversation).catch(() => notice("The browser's storage is full: delete conversations, or export them. What is new will be lost when this page closes."));
+  saveConversation(conversation);
 }
 
 function open(conversation, push = true) {
@@ -152,6 +155,7 @@ function send(text) {
 
 async function ask(conversation, question) {
   const name = modelName();
+  conversation.model ??= name;
   conversations.set(conversation.id, conversation);
   say("The answer begins");
   const changed = () => (conversation.id === current.id ? show() : showList([...conversations.values()], current.id, runningIds(), { open, rename, exportOne, remove }));
@@ -160,11 +164,13 @@ async function ask(conversation, question) {
   refreshModels();
 }
 
+/** False when it has to wait for the answer that comes in. */
 function edit(node, text) {
-  if (running(current)) return;
+  if (running(current)) return false;
   ask(current, addMessage(current, node.parent, { role: "user", content: text }));
   toNewest();
   focusComposer();
+  return true;
 }
 
 function again(node) {
@@ -240,14 +246,14 @@ async function refreshProps() {
 async function meet() {
   try {
     models = await listModels();
-    notice("");
+    if ($("notice").dataset.about === "server") notice("");
     if (models.length === 1 && models[0].state === "loading") {
-      notice("The model is being loaded…");
+      notice("The model is being loaded…", null, "server");
       setTimeout(meet, 1000);
     }
     await refreshModels();
   } catch (problem) {
-    notice(`${problem.message} ${problem.todo ?? ""}`, ["Try again", meet]);
+    notice(`${problem.message} ${problem.todo ?? ""}`, ["Try again", meet], "server");
   }
 }
 
@@ -328,6 +334,7 @@ async function begin() {
     }
     show();
   });
+  onStorageFull(() => notice("The browser's storage is full: delete conversations, or export them. What is new will be lost when this page closes."));
   if (!kept) notice("This browser keeps nothing for this page (a private window?): conversations last until it is closed.", ["Good", () => notice("")]);
   await meet();
 }

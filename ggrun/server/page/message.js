@@ -16,6 +16,7 @@ export class MessageView {
     this.element = h(`article.message.${node.role}`, { "aria-label": node.role === "user" ? "You" : "Answer" }, this.body, this.extra, this.foot);
     this.element.dataset.id = node.id;
     this.stream = null;
+    this.footKey = "";
     if (node.role === "user") this.body.textContent = node.content;
     else this.#drawAnswer();
   }
@@ -29,8 +30,9 @@ export class MessageView {
     this.body.replaceChildren();
     this.extra.replaceChildren(this.waiting);
     this.element.querySelector(".thought")?.remove();
-    this.stream = { text: null, thought: null, frame: 0, next: 0, onDraw: null };
-    this.setAlternatives([]);
+    this.stream = { text: null, thought: null, frame: 0, timer: 0, next: 0, n: 0, first: 0 };
+    this.footKey = "";
+    this.foot.replaceChildren();
   }
 
   /** What is being waited for, e.g. "reading the prompt, 40%". */
@@ -42,6 +44,7 @@ export class MessageView {
     if (!this.stream) return;
     this.stream.text ??= new MarkdownStream(this.body);
     this.stream.text.push(piece);
+    this.#count();
     this.#schedule();
   }
 
@@ -49,7 +52,13 @@ export class MessageView {
     if (!this.stream) return;
     this.stream.thought ??= new MarkdownStream(this.#thoughts("Thinking…"));
     this.stream.thought.push(piece);
+    this.#count();
     this.#schedule();
+  }
+
+  #count() {
+    this.stream.n += 1; // the server sends a piece for each token, nearly
+    this.stream.first ||= performance.now();
   }
 
   call() {
@@ -77,6 +86,8 @@ export class MessageView {
       stream.frame = stream.timer = 0;
       this.waiting.hidden = stream.text !== null;
       for (const part of [stream.text, stream.thought]) part?.draw();
+      const seconds = (start - stream.first) / 1000;
+      if (seconds > 0.5) this.foot.replaceChildren(figures({ timings: { predicted_n: stream.n, predicted_per_second: stream.n / seconds, prompt_n: 0 } }));
       stream.next = performance.now() + 4 * (performance.now() - start);
       this.onDraw?.();
     };
@@ -131,7 +142,9 @@ export class MessageView {
   /** What can be done with the message, its place among its alternatives, and its figures. */
   setAlternatives(alternatives) {
     const { node, actions } = this, user = node.role === "user";
-    if (this.stream) return this.foot.replaceChildren();
+    const key = this.stream ? "" : [node.finish, ...alternatives.map(({ id }) => id)].join();
+    if (this.stream || key === this.footKey) return; // buttons that are right already keep the focus
+    this.footKey = key;
     const parts = [];
     if (alternatives.length > 1) {
       const at = alternatives.findIndex((other) => other.id === node.id);
@@ -166,9 +179,7 @@ export class MessageView {
     };
     const send = () => {
       const text = area.value.trim();
-      if (!text) return;
-      close();
-      this.actions.edit(this.node, text);
+      if (text && this.actions.edit(this.node, text) === false) say("Stop the answer first, or wait for it");
     };
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {

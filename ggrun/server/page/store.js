@@ -41,13 +41,29 @@ export async function loadConversation(id) {
   return database ? transact("readonly", (table) => table.get(id)) : structuredClone(memory.get(id));
 }
 
-export async function saveConversation(conversation) {
-  if (database) await transact("readwrite", (table) => table.put(conversation));
-  else memory.set(conversation.id, structuredClone(conversation));
-  channel?.postMessage({ changed: conversation.id });
+let whenFull = () => {};
+
+/** full(): called when the browser takes no more. */
+export function onStorageFull(full) {
+  whenFull = full;
 }
 
+/** Keep a conversation as it is now; one that was deleted meanwhile stays so. */
+export async function saveConversation(conversation) {
+  if (deleted.has(conversation.id)) return;
+  try {
+    if (database) await transact("readwrite", (table) => table.put(conversation));
+    else memory.set(conversation.id, structuredClone(conversation));
+    channel?.postMessage({ changed: conversation.id });
+  } catch {
+    whenFull();
+  }
+}
+
+const deleted = new Set();
+
 export async function deleteConversation(id) {
+  deleted.add(id);
   if (database) await transact("readwrite", (table) => table.delete(id));
   else memory.delete(id);
   channel?.postMessage({ deleted: id });

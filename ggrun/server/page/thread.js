@@ -19,7 +19,7 @@ export function showThread(conversation, actions, empty) {
   }
   thread.querySelector(".empty")?.remove();
   if (!path.length) thread.append(empty);
-  for (const node of path) {
+  for (const [i, node] of path.entries()) {
     let view = views.get(node.id);
     if (!view) {
       view = new MessageView(node, actions);
@@ -27,8 +27,8 @@ export function showThread(conversation, actions, empty) {
       view.onDraw = follow;
       views.set(node.id, view);
     }
-    if (!view.stream) view.setAlternatives(siblingsOf(conversation, node));
-    thread.append(view.element);
+    view.setAlternatives(siblingsOf(conversation, node));
+    if (thread.children[i] !== view.element) thread.insertBefore(view.element, thread.children[i] ?? null); // what stays where it is keeps the focus
   }
 }
 
