@@ -105,6 +105,29 @@ def test_a_restart_finds_what_was_used_twice(tmp_path: Path, kind: str) -> None:
         assert answer(engine, PROMPT) == (FULL, want)
 
 
+def test_what_is_about_to_be_written_is_written_at_the_end(tmp_path: Path) -> None:
+    with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path) as engine:
+        answer(engine, PROMPT, 1)
+        answer(engine, PROMPT, 1)
+    with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path) as engine:
+        assert answer(engine, PROMPT)[0] == FULL
+
+
+def test_a_full_disk_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggrun.engine import disk_blocks
+
+    def full(self, named, data) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk_blocks.DiskBlocks, "write", full)
+    with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path) as engine:
+        want = answer(engine, PROMPT)[1]
+        for _ in range(3):
+            assert answer(engine, PROMPT)[1] == want
+        settled(engine)
+        assert [note for note in engine.notes if "no more prompts are kept in" in note and "No space left on device" in note]
+
+
 @pytest.fixture
 def cached(tmp_path: Path) -> Path:
     """A folder with PROMPT's blocks."""
