@@ -213,7 +213,10 @@ class Loop:
 
         if not sequence.cache_prompt:
             return submit()
-        self._prefixes.fetch(sequence.tokens, lambda: generation.cancelled, self._inbox.put, submit)
+        try:
+            self._prefixes.fetch(sequence.tokens, lambda: generation.cancelled, self._inbox.put, submit)
+        except Exception as error:
+            generation.put(error)
 
     def _drop_cancelled(self) -> None:
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
