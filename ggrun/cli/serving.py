@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ggrun import Engine
 
 SLOTS, STEP_MS = 4, 120.0
+LOGIT_ROWS = 16  # of a step, at least: what a prompt's own log probabilities are computed by
 TABLES = (ServedEngineOptions, ListenOptions, RouteOptions, CacheOptions, AnswerOptions, LimitOptions, SamplingOptions)
 
 
@@ -203,8 +204,10 @@ def beside(options: dict[str, Any], taken: Taken) -> dict[str, Any]:
 def _served(model: Model, engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:
     """The engine's options that only the server sets."""
     n_parallel = model.options.get("n_parallel") if engine.n_parallel is None else engine.n_parallel
+    n_slots: int = SLOTS if n_parallel in (None, -1) else n_parallel  # -1 is llama-server's word for its own choice
     return {
-        "n_parallel": SLOTS if n_parallel in (None, -1) else n_parallel,  # -1 is llama-server's word for its own choice
+        "n_parallel": n_slots,
+        "n_logits": max(n_slots, LOGIT_ROWS),
         "kv_tokens": engine.kv_tokens or model.options.get("kv_tokens") or -1,
         "step_ms": STEP_MS if engine.step_ms is None else engine.step_ms,
         "cram_mib": cache.cache_ram,

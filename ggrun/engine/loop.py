@@ -268,7 +268,7 @@ class Loop:
     def _compute(self, batch: Batch, work: list[Work]) -> NDArray[np.float32] | Highest:
         """The batch's logits, or just the highest of them when no sampler looks at others."""
         wanted = [item.sequence.sampler.n_highest for item in work if item.row >= 0]
-        if wanted and min(wanted) > 0:
+        if wanted and min(wanted) > 0 and not any(item.scored for item in work):
             return self._executor.run_highest(batch, min(max(wanted), self._n_vocab))
         return self._executor.run(batch)
 
@@ -278,6 +278,9 @@ class Loop:
         n_new = self._scheduler.advance(item)
         timings.prompt_n += n_new
         self._totals.prompt_tokens += n_new
+        if s.scores and item.scored:
+            assert not isinstance(logits, Highest)
+            s.scores.add(logits[item.scored.start : item.scored.stop])
         if item.row < 0:
             return
         if not s.prompt_done:
@@ -294,6 +297,9 @@ class Loop:
                 return self._finish(s, "stop")
         token = _sample(s.sampler, logits, item.row)
         if token.id in s.end_of_generation:
+            if s.scores:  # who measures a text wants to know how likely its end is
+                timings.predicted_n += 1
+                s.generation.put(TokenEvent(token.id, "", token.logprob, token.top))
             return self._finish(s, "stop")
         s.sampler.accept(token.id)
         if constraint is not None:
@@ -320,6 +326,8 @@ class Loop:
 
     def _overflow(self, sequence: Sequence) -> None:
         """The context is full: end the generation, or make room in the middle and go on."""
+        if sequence.unscored:
+            return self._fail(sequence, GgrunError(f"{len(sequence.tokens)} tokens do not fit the KV cache"))
         if sequence.on_overflow == "stop":
             return self._finish(sequence, "context_full")
         sequence.generation.n_shifted += self._scheduler.shift(sequence)
