@@ -153,6 +153,7 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
             n_top=task.n_top,
             truncate=task.truncate,
             cache_prompt=task.cache_prompt is not False,
+            prompt_logprobs=task.prompt_logs,
         )
         for i, constraint in enumerate(p.constraints):
             number = len(answer.choices)

@@ -1,15 +1,18 @@
 """Constraints without a model: masks, their ends, what is refused and in which words, and that hostile grammars end soon."""
 
+import gc
 import re
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
 
 from ggrun.engine.candidates import Candidates
 from ggrun.engine.constraint import Constraint, ConstraintError, constraint_for
+from ggrun.engine.guide import guide_for
 from ggrun.engine.sampling import Sampler, Sampling
 from ggrun.errors import GgrunError
 from ggrun.gguf import open_gguf
@@ -98,6 +101,16 @@ def test_a_vocabulary_without_an_end() -> None:
     assert not allowed(constraint)
     constraint = constraint_for("regex", "a*", endless)
     assert max(allowed(constraint)) < endless.n_vocab  # the end it pretends to have is not shown
+
+
+def test_a_guide_goes_with_its_tokenizer() -> None:
+    with open_gguf(EMBEDDED) as file:
+        tokenizer = load_tokenizer(file.metadata)
+    constraint_for("json_object", None, tokenizer).mask()
+    guide = ref(guide_for(tokenizer))
+    del tokenizer
+    gc.collect()
+    assert guide() is None
 
 
 @pytest.mark.parametrize("extra", [-40, 0, 7, 4000])

@@ -14,7 +14,7 @@ from ggrun.text.output import OutputParser, OutputStyle
 from ggrun.text.reasoning import STYLES, THINK, ReasoningStyle
 from ggrun.text.tool_calls import FORMATS, HARMONY, CallFormat, call_grammar
 from tests.unit.text_vocabularies import CONTROL, USER_DEFINED, gpt2
-from tests.unit.tool_call_parts import CHANNELS, put_together, read_calls, style_of
+from tests.unit.tool_call_parts import CHANNELS, parse, put_together, read_calls, style_of
 
 ADD = {
     "type": "object",
@@ -147,6 +147,26 @@ def test_a_thought_may_come_before_forced_calls(style: ReasoningStyle, special: 
         first = row.first or row.call.partition("«")[0]
         calls = check(row, both, walk(quiet, tokenizer, 2, shown, first))
         assert {name for name, _ in calls} == {"add"}
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("special", [True, False], ids=["special", "plain"])
+def test_a_call_that_is_only_thought_of_is_not_held(special: bool, opened: bool) -> None:
+    style = style_of(FORMATS[0])
+    tokenizer = tokenizer_of(style, special)
+    grammar = call_grammar(FORMATS[0], TOOLS, "auto", tokenizer=tokenizer, reasoning=THINK, opened=opened)
+    mark = "<tool>" if special else "<tool_call>"  # a special token cannot be thought of
+    thought = ("" if opened else "\n<think>") + f"I could use {mark} here.</think>"
+    for seed in range(3):
+        text = walk(grammar, tokenizer, seed, style.shown_ids(tokenizer), f"{thought}\n\nWell. <tool_call>")
+        parser = OutputParser(style, TOOLS, prompt="<think>" if opened else "")
+        deltas = [*parser.push(text), *parser.finish()]
+        assert put_together(deltas)[:2] == ("Well.", f"I could use {mark} here.")
+        assert read_calls(deltas)
+        assert walk(grammar, tokenizer, seed, style.shown_ids(tokenizer), f"{thought} Just so.").startswith(thought)
+    if not opened:
+        assert walk(grammar, tokenizer, 1, style.shown_ids(tokenizer), "<th> Well.").startswith("<th> Well.")
+        assert read_calls(parse(style, [walk(grammar, tokenizer, 1, style.shown_ids(tokenizer), "Well. <tool_call>")], TOOLS))
 
 
 def test_texts_in_tags_keep_to_length_pattern_and_options() -> None:

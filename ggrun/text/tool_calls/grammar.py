@@ -86,7 +86,14 @@ class _Grammar:
             self._rules["start"] = f"{lead} ({said})* ({self._literal(start)} {rest})?"
         else:
             trigger = row.shape.trigger
-            self._rules["start"] = f"{lead} (TEXT | {self._until(trigger)} {self._literal(start.removeprefix(trigger))} {rest})"
+            held = f"{self._literal(start.removeprefix(trigger))} {rest}"
+            said = f"(TEXT | {self._until(trigger)} {held})"
+            self._rules["start"] = f"{lead} {said}"
+            if lead and reasoning and not opened and not self._literal(reasoning.begin).startswith("<["):
+                # What begins with a thought is one: else its text would do as any text, and a call be held that it only thinks of.
+                self._rules["UNTHOUGHT"] = f"/(.|\\n)*/ & ~/[ \\n]*{_escaped(reasoning.begin)}(.|\\n)*/"
+                self._rules["begun[lazy]"] = f"UNTHOUGHT {self._literal(trigger)}"
+                self._rules["start"] = f"{lead.removesuffix('?')} {said} | UNTHOUGHT | begun {held}"
         return "".join(f"{name}: {body}\n" for name, body in self._rules.items())
 
     def _call(self, i: int, function: Mapping[str, Any], spelling: str) -> str:
@@ -194,7 +201,10 @@ class _Grammar:
             return f"({self._literal('<|channel|>analysis<|message|>')} {self._until('<|end|>')} {self._literal('<|start|>assistant')})*"
         space = self._rule("SPACE", r"/[ \n]{0,4}/")
         rest = f"{self._until(style.end)} {space} {self._literal(style.then)}"
-        return rest if opened else f"({self._literal(style.begin)} {rest})?"
+        begin = f"{space} {self._literal(style.begin)}"
+        if "<[" not in begin:  # one lexeme, or else any text would seem to begin with the space
+            begin = self._rule("THINK", f"/[ \\n]{{0,4}}{_escaped(style.begin)}/")
+        return rest if opened else f"({begin} {rest})?"
 
     def _until(self, mark: str) -> str:
         """Any text, and the mark that ends it."""
@@ -271,7 +281,7 @@ def _text_without(end: str, schema: Mapping[str, Any]) -> str:
 
 def _escaped(text: str) -> str:
     """A text within a regular expression of Lark's."""
-    return re.sub(r"([^\w\s<>])", r"\\\1", text)
+    return re.sub(r"([!-/:;=?@\[-`{-~])", r"\\\1", text)
 
 
 def _quoted(text: str) -> str:
