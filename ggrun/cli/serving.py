@@ -6,11 +6,10 @@ import os
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ggrun.cli.budget import Budget
 from ggrun.cli.choosing import given
 from ggrun.cli.llama_server import answers_to
 from ggrun.cli.named import Model, named
-from ggrun.cli.opening import chosen, pins, settings
+from ggrun.cli.opening import chosen, settings
 from ggrun.cli.options import SamplingOptions, rows_of
 from ggrun.cli.picture import PURPOSES
 from ggrun.cli.prompt import text_of, typed
@@ -23,12 +22,13 @@ from ggrun.engine.tiers import default_disk_cache
 from ggrun.errors import GgrunError
 from ggrun.plan.describe import unit_rows
 from ggrun.plan.ledger import human
+from ggrun.plan.pins import Pins
 from ggrun.plan.planner import DoesNotFit
 from ggrun.server.app import create_app
 from ggrun.server.errors import ApiError
 from ggrun.server.listener import bind, serve
 from ggrun.server.settings import Settings
-from ggrun.server.shelf import Defaults, Entry, Shelf
+from ggrun.server.shelf import Defaults, Entry, Shelf, Taken
 
 if TYPE_CHECKING:
     import socket
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ggrun import Engine
 
 SLOTS, STEP_MS = 4, 120.0
+LOGIT_ROWS = 16  # of a step, at least: what a prompt's own log probabilities are computed by
 TABLES = (ServedEngineOptions, ListenOptions, RouteOptions, CacheOptions, AnswerOptions, LimitOptions, SamplingOptions)
 
 
@@ -119,12 +120,11 @@ def _entries(
     name = next((name for name, one in others.items() if one == first), None)
     names = words(listen.alias) or [name or (first.path or embedded_model()).stem]
     default = replace(first, aliases=(*names[1:], *((name,) if name and name != names[0] else ()), *first.aliases))
-    budget = Budget(pins(engine))
-    found = [_entry(names[0], default, engine, cache, answers, given(sampling, first.sampling), budget, screen)]
+    found = [_entry(names[0], default, engine, cache, answers, given(sampling, first.sampling), screen)]
     flags = given(sampling, {})
     for other, one in others.items():
         if other not in (name, names[0]):
-            found.append(_entry(other, one, under(one, engine), cache, answers, {**flags, **one.sampling}, budget, screen))
+            found.append(_entry(other, one, under(one, engine), cache, answers, {**flags, **one.sampling}, screen))
     return found
 
 
@@ -152,7 +152,6 @@ def _entry(
     cache: CacheOptions,
     answers: AnswerOptions,
     sampling: dict[str, Any],
-    budget: Budget,
     screen: Screen,
 ) -> Entry:
     options = settings(model, engine, screen) | _served(model, engine, cache)
@@ -168,24 +167,22 @@ def _entry(
     if template is None and model.template_file:
         template = text_of(str(model.template_file))
 
-    def now() -> dict[str, Any]:
-        look_again()
-        return {**options, "placement": budget.left(options["placement"])}
-
-    def load() -> Engine:
+    def load(taken: Taken) -> Engine:
         from ggrun import Engine
 
+        look_again()
+        chosen = beside(options, taken)
         with screen.progress() as progress:
-            opened = Engine.open(model.path, progress=progress, chat_template=template, **now())
-        budget.spend(opened)
+            opened = Engine.open(model.path, progress=progress, chat_template=template, **chosen)
         for note in opened.notes:
             screen.once(f"{name}: {note}")
         return opened
 
-    def fits_beside() -> bool:
+    def fits_beside(taken: Taken) -> bool:
         """Whether it fits now, and all of it on the GPUs, where there are any and it may use them."""
+        look_again()
         try:
-            planned = plan_model(model.path, Options(**now()))
+            planned = plan_model(model.path, Options(**beside(options, taken)))
         except DoesNotFit:
             return False
         with planned.file:
@@ -194,11 +191,23 @@ def _entry(
     return Entry(name, model.path, load, model.aliases, defaults, fits_beside)
 
 
+def beside(options: dict[str, Any], taken: Taken) -> dict[str, Any]:
+    """The options with budgets that are what other models leave of them."""
+    pins: Pins = options["placement"]
+    ram = max(1, pins.ram_budget - taken.get("CPU", 0)) if pins.ram_budget else 0
+    cards = [n_bytes for device, n_bytes in sorted(taken.items()) if device != "CPU"]
+    budgets = pins.vram_budget * len(cards) if len(pins.vram_budget) == 1 and len(cards) > 1 else pins.vram_budget
+    left = tuple(max(1, budget - (cards[index] if index < len(cards) else 0)) for index, budget in enumerate(budgets))
+    return {**options, "placement": replace(pins, ram_budget=ram, vram_budget=left)}
+
+
 def _served(model: Model, engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:
     """The engine's options that only the server sets."""
     n_parallel = model.options.get("n_parallel") if engine.n_parallel is None else engine.n_parallel
+    n_slots: int = SLOTS if n_parallel in (None, -1) else n_parallel  # -1 is llama-server's word for its own choice
     return {
-        "n_parallel": SLOTS if n_parallel in (None, -1) else n_parallel,  # -1 is llama-server's word for its own choice
+        "n_parallel": n_slots,
+        "n_logits": max(n_slots, LOGIT_ROWS),
         "kv_tokens": engine.kv_tokens or model.options.get("kv_tokens") or -1,
         "step_ms": STEP_MS if engine.step_ms is None else engine.step_ms,
         "cram_mib": cache.cache_ram,

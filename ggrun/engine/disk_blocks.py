@@ -130,4 +130,4 @@ def _private(path: Path) -> None:
     if about.st_uid != os.getuid():
         raise GgrunError(f"{path} belongs to another user; cached prompts are kept in a folder that only you can enter")
     if stat.S_IMODE(about.st_mode) & 0o077:
-        path.chmod(0o700)
+        raise GgrunError(f"{path} is open to other users; cached prompts are kept in a folder that only you can enter: chmod 700 {path}")

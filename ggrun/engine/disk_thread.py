@@ -54,7 +54,7 @@ class DiskThread:
         self._stores: deque[tuple[Named, NDArray[np.uint8]]] = deque()
         self._used: list[Seq[bytes]] = []
         self._writing = False
-        self._full = False  # nothing more is written: an error said why
+        self.full = False  # nothing more is written: an error said why
         self._closed = False
         self.on_ready: Callable[[], None] = lambda: None  # called when `ready` has become true again
         self._thread = threading.Thread(target=self._run, name="ggrun-disk", daemon=True)
@@ -67,7 +67,7 @@ class DiskThread:
     @property
     def ready(self) -> bool:
         """Whether another block may be stored now."""
-        return bool(self._out) and not self._full
+        return bool(self._out) and not self.full
 
     def fetch(self, wanted: Seq[Named], stop: Callable[[], bool], send: Send, arrived: Arrived, done: Callable[[], None]) -> None:
         """Read blocks one behind the other; `send` the engine's thread to `arrived` with them, some at a time, and at last to `done`.
@@ -165,7 +165,7 @@ class DiskThread:
             if not self.has(named.key):
                 self._disk.write(named, data)
         except Exception as error:
-            self._full = True
+            self.full = True
             said = error.strerror if isinstance(error, OSError) else error
             self._note(f"no more prompts are kept in {self._disk.folder}: {said}")
         self._add(lambda: setattr(self, "_writing", False))

@@ -65,48 +65,64 @@ class Embedding:
 
 
 class Embedder:
-    """Computes embeddings one after the other. norm: what the head does to hidden rows."""
+    """Computes embeddings, several in one batch when they are short. norm: what the head does to hidden rows."""
 
     def __init__(self, executor: Executor, shape: Shape, pool: BlockPool, prefixes: Prefixes, norm: Callable[[Rows], Rows]) -> None:
         self._executor, self._shape, self._pool, self._prefixes, self._norm = executor, shape, pool, prefixes, norm
         self.queue: deque[Embedding] = deque()
-        self._table = np.zeros((1, -(-shape.n_ctx // KV_BLOCK_TOKENS)), np.int32)
+        self._tables = np.zeros((shape.n_seqs, -(-shape.n_ctx // KV_BLOCK_TOKENS)), np.int32)
         self._token_seconds = 0.0
 
     @property
     def holds(self) -> bool:
-        """Whether a text under way has blocks of the pool; it soon gives them back."""
-        return bool(self.queue and self.queue[0].blocks)
+        """Whether texts under way have blocks of the pool; they soon give them back."""
+        return any(job.blocks for job in self.queue)
 
-    def step(self, busy: bool) -> bool:
-        """Compute the next chunk, a short one while others are busy; False when there was nothing to do, or no room for it now."""
-        while self.queue and self.queue[0].cancelled:
-            self._end(self.queue[0], None)
-        if not self.queue:
-            return False
-        job = self.queue[0]
-        try:
-            if not job.blocks and not self._begin(job):
-                if busy:
-                    return False
-                if self._pool.n_used:  # whoever holds blocks gives them back
-                    sleep(WAIT_SECONDS)
-                    return False
-                raise GgrunError(f"{len(job.tokens)} tokens do not fit the KV cache")
-            self._compute(job, self._chunk(busy))
-        except Cancelled:  # itself, or meant for another
-            return True
-        except Exception as error:
-            self._end(job, error)
-            return True
-        if job.n_computed == len(job.tokens):
+    def step(self, busy: bool) -> None:
+        """Compute the next chunk, a short one while others are busy."""
+        for job in [job for job in self.queue if job.cancelled]:
             self._end(job, None)
-        return True
+        try:
+            chosen = self._chosen(self._chunk(busy))
+        except Exception as error:
+            return self._end(self.queue[0], error)
+        if not chosen:
+            return self._wait(busy)
+        try:
+            self._compute(chosen)
+        except Cancelled:  # one of them, or meant for another: what was not booked is computed again
+            return
+        except Exception as error:
+            for job, _ in chosen:
+                self._end(job, error)
+            return
+        for job, _ in chosen:
+            if job.n_computed == len(job.tokens):
+                self._end(job, None)
 
     def close(self) -> None:
         """Nobody computes any more."""
         while self.queue:
             self._end(self.queue[0], GgrunError("the engine is closed"))
+
+    def _chosen(self, room: int) -> list[tuple[Embedding, int]]:
+        """The texts of the next batch, the oldest first, and how many tokens of each; as many as have room in the pool."""
+        chosen: list[tuple[Embedding, int]] = []
+        for job in list(self.queue)[: self._shape.n_seqs]:
+            if not room or not (job.blocks or self._begin(job)):
+                break
+            n = min(room, len(job.tokens) - job.n_computed)
+            chosen.append((job, n))
+            room -= n
+        return chosen
+
+    def _wait(self, busy: bool) -> None:
+        """There is no room for the oldest. Whoever holds blocks gives them back; if nobody does, there will never be."""
+        if not self.queue or busy:
+            return
+        if self._pool.n_used:
+            return sleep(WAIT_SECONDS)
+        self._end(self.queue[0], GgrunError(f"{len(self.queue[0].tokens)} tokens do not fit the KV cache"))
 
     def _begin(self, job: Embedding) -> bool:
         """Take all blocks at once, so that a text under way always comes to its end."""
@@ -126,18 +142,29 @@ class Embedder:
         wanted = int(BESIDE_SECONDS / self._token_seconds) if self._token_seconds else FIRST_CHUNK
         return min(self._shape.n_ubatch, max(1, wanted))
 
-    def _compute(self, job: Embedding, most: int) -> None:
-        start = job.n_computed
-        end = min(len(job.tokens), start + most)
-        self._table[0, : len(job.blocks)] = [block.id for block in job.blocks]
-        ids, positions = np.array(job.tokens[start:end], np.int32), np.arange(start, end, dtype=np.int32)
-        batch = Batch(ids, positions, np.zeros(end - start, np.int32), self._table, np.zeros(0, np.int32))
+    def _compute(self, chosen: list[tuple[Embedding, int]]) -> None:
+        ids: list[int] = []
+        spans = []
+        for seq, (job, n) in enumerate(chosen):
+            self._tables[seq, : len(job.blocks)] = [block.id for block in job.blocks]
+            ids += job.tokens[job.n_computed : job.n_computed + n]
+            spans.append(np.arange(job.n_computed, job.n_computed + n, dtype=np.int32))
+        seqs = np.repeat(np.arange(len(chosen), dtype=np.int32), [n for _, n in chosen])
+        batch = Batch(np.array(ids, np.int32), np.concatenate(spans), seqs, self._tables, np.zeros(0, np.int32))
         began = perf_counter()
         hidden = self._executor.run_hidden(batch)
+        at = 0
+        for job, n in chosen:
+            self._book(job, hidden[at : at + n])
+            at += n
+        self._token_seconds = (perf_counter() - began) / at
+
+    def _book(self, job: Embedding, hidden: Rows) -> None:
+        """Add the rows that are wanted, one after the other whatever the chunks are, and publish the blocks that are full."""
+        start, end = job.n_computed, job.n_computed + len(hidden)
         if (first := max(start, job.first)) < end:
-            rows = self._norm(hidden[first - start :]).sum(0, dtype=np.float64)
-            job.sum = rows if job.sum is None else job.sum + rows
-        self._token_seconds = (perf_counter() - began) / (end - start)
+            rows = self._norm(hidden[first - start :]).astype(np.float64)
+            job.sum = (rows if job.sum is None else np.concatenate((job.sum[None], rows))).sum(0)
         job.n_computed = end
         for index in range(start // KV_BLOCK_TOKENS, end // KV_BLOCK_TOKENS):
             own = job.tokens[index * KV_BLOCK_TOKENS : (index + 1) * KV_BLOCK_TOKENS]

@@ -20,6 +20,7 @@ from ggrun.engine.generation import Generation
 from ggrun.engine.loading import Options, Planned, load, plan_model
 from ggrun.engine.loop import Loop
 from ggrun.engine.sampling import Sampler, Sampling
+from ggrun.engine.scores import PromptScores
 from ggrun.engine.sequence import Overflow, Sequence
 from ggrun.engine.slots import Slots
 from ggrun.engine.stops import StopMatcher
@@ -96,11 +97,6 @@ class Engine:
         return [*self.plan.notes, *self.file.notes, *self._executor.notes, *self._tier_notes]
 
     @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
-
-    @property
     def n_ctx(self) -> int:
         """Tokens one sequence may hold."""
         return self.plan.shape.n_ctx
@@ -121,6 +117,7 @@ class Engine:
         constraint: Constraint | None = None,
         truncate: bool = False,
         cache_prompt: bool = True,
+        prompt_logprobs: bool = False,
         listener: Callable[[Generation], None] | None = None,
     ) -> Generation:
         """Continue token ids: up to n_predict tokens (-1: until the model ends or the context is full).
@@ -131,16 +128,20 @@ class Engine:
         tokens each event tells; -1: no log probabilities at all, which is faster. constraint: what the answer must look like (for this
         answer alone; see `constraint_for`); it is "stop"ped as soon as nothing may follow. truncate: of a prompt that does not fit, drop
         what follows the first `keep` tokens (and the one that begins every text) until half of the rest is free, and count it in
-        Generation.n_cut. cache_prompt False: compute all of the prompt anew. listener: see Generation. Raises ContextExceeded, or
-        GgrunError for ids that cannot be run.
+        Generation.n_cut. cache_prompt False: compute all of the prompt anew. prompt_logprobs: tell the prompt's own tokens, too, with n_top
+        likeliest ones each, in Generation.prompt_scores, and the token that ends
+        the answer as an event; all of the prompt is computed anew for that, Options.n_logits of its tokens a
+        step at most, and it must fit. listener: see Generation. Raises ContextExceeded, or GgrunError for ids that cannot be run.
         """
-        ids = self._checked(prompt_ids, fits=on_overflow != "shift" and not truncate)
+        ids = self._checked(prompt_ids, fits=prompt_logprobs or (on_overflow != "shift" and not truncate))
         sampling = sampling or Sampling()
         if n_top < -1:
             raise GgrunError(f"n_top must be at least 0, or -1 for no log probabilities, not {n_top}")
         sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer, n_top=n_top, constraint=constraint)
         ends = frozenset() if sampling.ignore_eos else self.tokenizer.end_of_generation
         generation = Generation(ids, sampler.seed, self._loop.cancel, listener)
+        scores = PromptScores(ids, n_top) if prompt_logprobs else None
+        generation.prompt_scores = scores.found if scores else []
         keep = len(ids) if keep < 0 else min(keep, len(ids))
         if truncate and ids[0] == self.tokenizer.bos_id:
             keep = max(keep, 1)
@@ -154,7 +155,8 @@ class Engine:
             n_predict,
             keep,
             on_overflow,
-            cache_prompt,
+            cache_prompt and scores is None,
+            scores,
         )
         if len(ids) >= self.n_ctx:
             n_dropped = _cut_middle(sequence.tokens, keep, self.n_ctx)

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ggrun.engine.sampling import SampledToken
 
 FinishReason = Literal["stop", "length", "context_full", "cancelled"]
 State = Literal["waiting", "prompt", "answer", "done"]
@@ -70,8 +73,9 @@ class Generation:
     """Iterate for TokenEvents as they come; afterwards the fields hold the whole. Iterating twice yields nothing more.
 
     state: in the queue (again, after it was preempted), its prompt being computed, answering, or done. slot: which it has, -1 for none.
-    n_cut: tokens of the prompt that `truncate` dropped. listener: called after each event, by whichever thread puts it; one that raises
-    is not called again.
+    n_cut: tokens of the prompt that `truncate` dropped. prompt_scores: what the model thought of the prompt's second and later
+    tokens, where that was asked for; complete once the first event has come. listener: called after each event, by whichever thread puts
+    it; one that raises is not called again.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Generation:
         self.state: State = "waiting"
         self.slot = -1
         self.n_cut = 0
+        self.prompt_scores: list[SampledToken] = []
         self.n_shifted = 0  # tokens dropped from the middle of the context because it was full
         self.events: SimpleQueue[TokenEvent | Finished | BaseException] = SimpleQueue()
         self.cancelled = False

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -140,7 +140,7 @@ class _Vocabulary:
     is_tokenizer_wrapper = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._encode = tokenizer.encode_part
+        self._tokenizer = ref(tokenizer)  # whose guide goes when it goes
         ends = sorted(tokenizer.end_of_generation)
         special = {id_ for id_ in range(tokenizer.n_vocab) if tokenizer.is_special(id_)}.union(ends)
         texts = map(tokenizer.token_bytes, range(tokenizer.n_vocab))
@@ -155,7 +155,8 @@ class _Vocabulary:
         self.bos_token_id = tokenizer.bos_id
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._encode(text.decode(errors="replace") if isinstance(text, bytes) else text)
+        tokenizer = self._tokenizer()
+        return tokenizer.encode_part(text.decode(errors="replace") if isinstance(text, bytes) else text) if tokenizer else []
 
 
 _guides: WeakKeyDictionary[Tokenizer, Guide] = WeakKeyDictionary()

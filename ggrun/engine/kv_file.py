@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 import struct
 from array import array
 from collections.abc import Sequence as Seq
@@ -104,9 +105,14 @@ class Reader:
 
     def __init__(self, path: Path, origin: Origin) -> None:
         self._path, self._origin = path, origin
-        self._file: BinaryIO = open(path, "rb")  # noqa: SIM115  # closed by __exit__
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe must not wait for a writer
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            os.close(handle)
+            raise KvFileError(f"{path} is no file of keys and values that ggrun wrote")
+        self._file: BinaryIO = os.fdopen(handle, "rb")
         try:
-            self.n_bytes = os.fstat(self._file.fileno()).st_size
+            self.n_bytes = about.st_size
             self.tokens = self._read_head()
         except BaseException:
             self._file.close()

@@ -209,11 +209,17 @@ class Loop:
         generation = sequence.generation
 
         def submit() -> None:
-            self._scheduler.submit(sequence)
+            try:
+                self._scheduler.submit(sequence)
+            except Exception as error:  # the thread goes on for the others
+                generation.put(error)
 
         if not sequence.cache_prompt:
             return submit()
-        self._prefixes.fetch(sequence.tokens, lambda: generation.cancelled, self._inbox.put, submit)
+        try:
+            self._prefixes.fetch(sequence.tokens, lambda: generation.cancelled, self._inbox.put, submit)
+        except Exception as error:
+            generation.put(error)
 
     def _drop_cancelled(self) -> None:
         for sequence in (*self._scheduler.running, *self._scheduler.waiting):
@@ -262,7 +268,7 @@ class Loop:
     def _compute(self, batch: Batch, work: list[Work]) -> NDArray[np.float32] | Highest:
         """The batch's logits, or just the highest of them when no sampler looks at others."""
         wanted = [item.sequence.sampler.n_highest for item in work if item.row >= 0]
-        if wanted and min(wanted) > 0:
+        if wanted and min(wanted) > 0 and not any(item.scored for item in work):
             return self._executor.run_highest(batch, min(max(wanted), self._n_vocab))
         return self._executor.run(batch)
 
@@ -272,6 +278,9 @@ class Loop:
         n_new = self._scheduler.advance(item)
         timings.prompt_n += n_new
         self._totals.prompt_tokens += n_new
+        if s.scores and item.scored:
+            assert not isinstance(logits, Highest)
+            s.scores.add(logits[item.scored.start : item.scored.stop])
         if item.row < 0:
             return
         if not s.prompt_done:
@@ -288,6 +297,9 @@ class Loop:
                 return self._finish(s, "stop")
         token = _sample(s.sampler, logits, item.row)
         if token.id in s.end_of_generation:
+            if s.scores:  # who measures a text wants to know how likely its end is
+                timings.predicted_n += 1
+                s.generation.put(TokenEvent(token.id, "", token.logprob, token.top))
             return self._finish(s, "stop")
         s.sampler.accept(token.id)
         if constraint is not None:
@@ -314,6 +326,8 @@ class Loop:
 
     def _overflow(self, sequence: Sequence) -> None:
         """The context is full: end the generation, or make room in the middle and go on."""
+        if sequence.unscored:
+            return self._fail(sequence, GgrunError(f"{len(sequence.tokens)} tokens do not fit the KV cache"))
         if sequence.on_overflow == "stop":
             return self._finish(sequence, "context_full")
         sequence.generation.n_shifted += self._scheduler.shift(sequence)

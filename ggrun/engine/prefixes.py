@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from ggrun.engine.kv import Block, BlockPool
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.runtime.executor import Executor
 
+LAST_SECONDS = 1.0  # for what is still to be written when the engine closes
 SHARE = 0.02  # of the time in which others compute that may go to reading blocks for the disk
 
 
@@ -207,6 +208,9 @@ class Prefixes:
 
     def store(self, busy: bool) -> None:
         """Hand the next wanted block to the disk's thread; while the engine is busy in a small share of the time only."""
+        if self._disk and self._disk.full:
+            self._wanted.clear()
+            self._queued.clear()
         if not self.pending:
             return
         began = perf_counter()
@@ -220,8 +224,14 @@ class Prefixes:
         self._spent += perf_counter() - began
 
     def close(self) -> None:
-        """End the disk's thread, whatever it was fetching being done, and free the memory; the pool is all there is from now on."""
+        """Write what was about to be, for a second; end the disk's thread, free the memory. The pool is all there is from now on."""
         if self._disk:
+            end = perf_counter() + LAST_SECONDS
+            while self._wanted and not self._disk.full and perf_counter() < end:
+                if self.pending:
+                    self.store(busy=False)
+                else:
+                    sleep(0.001)
             self._disk.close()
             self._disk = None
         if self._host:

@@ -179,6 +179,22 @@ class SampledToken:
     top: tuple[tuple[int, float], ...] = ()
 
 
+def usable(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Logits float32 [n_vocab] without NaN and infinity, and the greatest. GgrunError where none is left."""
+    import numpy as np
+
+    peak = float(logits.max())
+    if math.isnan(peak):
+        logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+        peak = float(logits.max())
+    if peak == math.inf:
+        logits = np.where(logits == np.inf, np.float32(0), np.float32(-np.inf))
+        peak = 0.0
+    if peak == -math.inf:
+        raise GgrunError("the model gave no token a usable logit: the file's weights are damaged or not what its metadata says")
+    return logits, peak
+
+
 class Sampler:
     """The state of one sequence's sampling: random numbers, the tokens so far, mirostat's running estimate.
 
@@ -242,19 +258,9 @@ class Sampler:
 
     def sample(self, logits: NDArray[np.float32]) -> SampledToken:
         """The next token. logits: float32 [n_vocab], left as they are. GgrunError when nothing may be chosen."""
-        import numpy as np
-
         from ggrun.engine.candidates import Candidates
 
-        peak = float(logits.max())
-        if math.isnan(peak):
-            logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
-            peak = float(logits.max())
-        if peak == math.inf:
-            logits = np.where(logits == np.inf, np.float32(0), np.float32(-np.inf))
-            peak = 0.0
-        if peak == -math.inf:
-            raise GgrunError("the model gave no token a usable logit: the file's weights are damaged or not what its metadata says")
+        logits, peak = usable(logits)
         candidates = Candidates(logits)
         log_total = peak + math.log(candidates.weights()[1]) if self._n_top >= 0 else 0.0
         top = Candidates(logits).likeliest(self._n_top) if self._n_top > 0 else ()

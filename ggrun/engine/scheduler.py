@@ -9,6 +9,7 @@ that one's blocks.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +27,15 @@ _PIECE = 1024  # tokens that are compared at once
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """n tokens of a sequence from n_computed on; row is its index in the batch's logits, -1 when none are wanted yet."""
+    """n tokens of a sequence from n_computed on; row is the last one's index in the batch's logits, -1 when it is not wanted yet.
+
+    scored: of the rows that its scores take.
+    """
 
     sequence: Sequence
     n: int
     row: int
+    scored: range = range(0)
 
 
 class Scheduler:
@@ -191,7 +196,21 @@ class Scheduler:
         if self.n_careful or (self.pace.target and any(s.generation.state == "answer" for s, _ in single)):
             left = self.pace.room(left)
         self.n_careful = max(0, self.n_careful - 1)
-        return single + _shares(prompts, left)
+        return single + _shares(prompts, left, self._most(prompts))
+
+    def _most(self, prompts: list[Sequence]) -> dict[Sequence, int]:
+        """How many tokens of each prompt a step may carry: logits are wanted of some, and a step has only so many rows of them.
+
+        Everyone that runs may want one row. What is over is for the oldest that wants more.
+        """
+        most = {}
+        spare = self._shape.n_logits - len(self.running)
+        for sequence in prompts:
+            most[sequence] = sequence.n_pending
+            if wanted := sequence.unscored:
+                most[sequence] = min(sequence.n_pending, wanted.start - sequence.n_computed + 1 + spare)
+                spare = 0
+        return most
 
     def _reserve(self, sequence: Sequence, n: int) -> bool:
         """Blocks for n more tokens, taken from the newest sequences where none are left; False when its own had to go, or nobody else's."""
@@ -219,6 +238,11 @@ class Scheduler:
         work: list[Work] = []
         at = n_rows = 0
         for s, n in chosen:
+            wanted = s.unscored
+            wanted = wanted[: max(0, s.n_computed + n - wanted.start)]
+            scored = range(n_rows, n_rows + len(wanted))
+            self._out[n_rows : n_rows + len(wanted)] = np.arange(wanted.start, wanted.stop) - s.n_computed + at
+            n_rows += len(wanted)
             row = -1
             if n == s.n_pending:
                 row, n_rows = n_rows, n_rows + 1
@@ -227,22 +251,22 @@ class Scheduler:
             self._positions[at : at + n] = np.arange(s.n_computed, s.n_computed + n)
             self._seqs[at : at + n] = s.slot
             at += n
-            work.append(Work(s, n, row))
+            work.append(Work(s, n, row, scored))
         return Batch(self._ids[:at], self._positions[:at], self._seqs[:at], self._tables, self._out[:n_rows]), work
 
 
-def _shares(prompts: list[Sequence], room: int) -> list[tuple[Sequence, int]]:
-    """Chunks of prompts, which are in the order of arrival.
+def _shares(prompts: list[Sequence], room: int, limits: Mapping[Sequence, int]) -> list[tuple[Sequence, int]]:
+    """Chunks of prompts, which are in the order of arrival, each within its limit.
 
     Half of the room is the oldest's, so that none waits for ever; half is for whichever has the least left, so that a short one does not
     wait for a long one. What they do not need goes to the others, the oldest first.
     """
     if not prompts or room <= 0:
         return []
-    shortest = min(prompts, key=lambda s: s.n_pending)
+    shortest = min(prompts, key=lambda s: limits[s])
     shares = dict.fromkeys(prompts, 0)
     for sequence, most in ((prompts[0], (room + 1) // 2), (shortest, room), *((s, room) for s in prompts)):
-        n = min(sequence.n_pending - shares[sequence], most, room)
+        n = min(limits[sequence] - shares[sequence], most, room)
         shares[sequence] += n
         room -= n
     return [(sequence, n) for sequence, n in shares.items() if n]

@@ -10,6 +10,7 @@ from ggrun.plan.device import KV_BLOCK_TOKENS
 if TYPE_CHECKING:
     from ggrun.engine.generation import Generation
     from ggrun.engine.sampling import Sampler
+    from ggrun.engine.scores import PromptScores
     from ggrun.engine.stops import StopMatcher
     from ggrun.text.decoder import IncrementalDecoder
 
@@ -19,7 +20,8 @@ Overflow = Literal["stop", "shift"]
 class Sequence:
     """tokens[:n_computed] have their keys and values in `blocks`; the rest waits to be computed.
 
-    leader: an older sequence that is computing the n_shared tokens both begin with; this one waits for its blocks.
+    leader: an older sequence that is computing the n_shared tokens both begin with; this one waits for its blocks. scores: takes the
+    logits of its prompt's rows, where they are wanted.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Sequence:
         keep: int,
         on_overflow: Overflow,
         cache_prompt: bool = True,
+        scores: PromptScores | None = None,
     ) -> None:
         self.generation = generation
         self.sampler = sampler
@@ -43,6 +46,7 @@ class Sequence:
         self.keep = keep
         self.on_overflow = on_overflow
         self.cache_prompt = cache_prompt
+        self.scores = scores
         self.tokens = list(generation.prompt_ids)
         self.n_computed = 0
         self.blocks: list[Block] = []
@@ -62,6 +66,11 @@ class Sequence:
     def n_needed(self) -> int:
         """Blocks for all its tokens and the next one, less those that come from its leader."""
         return -(-(len(self.tokens) + 1) // KV_BLOCK_TOKENS) - (self.n_shared // KV_BLOCK_TOKENS if self.leader else 0)
+
+    @property
+    def unscored(self) -> range:
+        """Positions of its prompt whose logits are still wanted."""
+        return range(len(self.scores.found), len(self.scores.found) + self.scores.n_left) if self.scores else range(0)
 
     def seen(self) -> int:
         """How many tokens of the prompt came to be there since the last call; none once the prompt is through."""

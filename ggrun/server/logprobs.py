@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
+from ggrun.engine.generation import TokenEvent
 from ggrun.server.task import TokenLog
 
 if TYPE_CHECKING:
-    from ggrun.engine.generation import TokenEvent
+    from ggrun.engine.generation import Generation
     from ggrun.text import Tokenizer
 
 
@@ -52,6 +53,18 @@ class TokenLogs:
         tokenizer = self._tokenizer
         raw = b"" if tokenizer.is_special(id_) and not special else tokenizer.token_bytes(id_)
         return TokenLog(id_, raw.decode("utf-8", "replace"), raw, max(logprob, -9999.0), top)
+
+
+def prompt_logs(tokenizer: Tokenizer, generation: Generation, n_top: int) -> tuple[TokenLog, ...]:
+    """A prompt's tokens, of a generation that was asked to tell them; special ones in their spelling.
+
+    Nothing is known of the first, as it follows nothing: its log probability is 0, and nothing stands beside it.
+    """
+    logs = TokenLogs(tokenizer, n_top, special=True)
+    logs.add(TokenEvent(generation.prompt_ids[0], "", 0.0))
+    for token in generation.prompt_scores:
+        logs.add(TokenEvent(token.id, "", token.logprob, token.top))
+    return logs.rest()
 
 
 def _run(held: Sequence[TokenLog], text: bytes) -> tuple[int, int]:

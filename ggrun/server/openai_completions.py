@@ -18,8 +18,9 @@ from ggrun.server.answering import Whole
 from ggrun.server.body import read
 from ggrun.server.choices import Answer
 from ggrun.server.errors import ApiError
+from ggrun.server.logprobs import prompt_logs
 from ggrun.server.openai_chat import DONE, MOST_CHOICES, MOST_LOGPROBS, StreamOptions
-from ggrun.server.openai_shapes import added, head, text_logs, usage
+from ggrun.server.openai_shapes import added, echo_logs, head, joined_logs, text_logs, usage
 from ggrun.server.operation import operation
 from ggrun.server.streaming import event
 from ggrun.server.task import End, Task, Text, TokenLog
@@ -63,14 +64,13 @@ def tasks_of(asked: CompletionRequest) -> list[Task]:
         raise ApiError(400, "best_of is not supported: all answers are returned; use n", code="unsupported_parameter", param="best_of")
     if asked.stream_options is not None and not asked.stream:
         raise ApiError(400, "stream_options are for streams; send stream: true, too", param="stream_options")
-    if asked.echo and asked.logprobs is not None:
-        reason = "log probabilities of a prompt's tokens are not computed; leave echo out"
-        raise ApiError(400, f"echo with logprobs is not supported: {reason}", code="unsupported_parameter", param="echo")
     if asked.echo and asked.suffix:
         raise ApiError(400, "echo cannot be combined with suffix", param="echo")
     fields.between("logprobs", asked.logprobs, 0, MOST_LOGPROBS)
     fields.between("n_probs", asked.n_probs, 0, MOST_LOGPROBS)
-    logs = asked.logprobs is not None or bool(asked.n_probs)
+    logs = _logged(asked)
+    if asked.echo and logs and asked.truncate:
+        raise ApiError(400, "echo with logprobs tells all of the prompt; it cannot be combined with truncate", param="truncate")
     found = prompts(asked.prompt)
     if len(found) * n > MOST_PROMPTS:
         raise ApiError(400, f"{len(found)} prompts with {n} answers each are more than {MOST_PROMPTS} at once", param="prompt")
@@ -82,6 +82,7 @@ def tasks_of(asked: CompletionRequest) -> list[Task]:
         stop=fields.stop_words(asked.stop),
         n=n,
         n_top=max(asked.logprobs or 0, asked.n_probs or 0) if logs else -1,
+        prompt_logs=logs and bool(asked.echo),
         truncate=bool(asked.truncate),
         shift=asked.context_shift,
         keep=asked.n_keep or 0,
@@ -109,8 +110,9 @@ def _whole(asked: CompletionRequest, answer: Answer, wholes: Sequence[Whole]) ->
     choices = []
     for index, (whole, end) in enumerate(zip(wholes, ends, strict=True)):
         own = {"timings": end.timings} if len(ends) > 1 else {}
-        text, logs = _echo(asked, answer, index) + whole.text, _logs(asked, whole.tokens, 0)
-        choices.append({"index": index, "text": text, "logprobs": logs, "finish_reason": end.reason, **own})
+        echo = _echo(asked, answer, index)
+        logs = joined_logs(_echo_logs(asked, answer, index, echo), _logs(asked, whole.tokens, len(echo)))
+        choices.append({"index": index, "text": echo + whole.text, "logprobs": logs, "finish_reason": end.reason, **own})
     body = head(answer, relay.new_id("cmpl-"), "text_completion", int(time.time()))
     return {**body, "choices": choices, "usage": usage(ends, asked.n or 1), **added(ends)}
 
@@ -126,10 +128,19 @@ async def _frames(asked: CompletionRequest, answer: Answer) -> AsyncGenerator[by
         live = {"timings": answer.timings(index)} if asked.timings_per_token else {}
         return event(msgspec.json.encode({**start, "choices": [choice], **({"usage": None} if with_usage else {}), **live, **more}))
 
-    if asked.echo:
-        for index in range(len(answer.choices)):
-            yield frame(index, _echo(asked, answer, index))
+    def echoed(index: int) -> bytes:
+        untold.discard(index)
+        text = _echo(asked, answer, index)
+        offsets[index] = len(text)
+        return frame(index, text, _echo_logs(asked, answer, index, text))
+
+    untold = set(range(len(answer.choices)) if asked.echo else ())
+    if not _logged(asked):
+        for index in sorted(untold):
+            yield echoed(index)
     async for piece in relay.watched(answer, bool(asked.return_progress)):
+        if piece.choice in untold and isinstance(piece, (Text, End)):  # before that, its prompt is still being computed
+            yield echoed(piece.choice)
         match piece:
             case Text(choice=index, text=text, tokens=tokens) if text or tokens:
                 yield frame(index, text, _logs(asked, tokens, offsets[index]))
@@ -146,7 +157,19 @@ async def _frames(asked: CompletionRequest, answer: Answer) -> AsyncGenerator[by
 
 
 def _logs(asked: CompletionRequest, tokens: Sequence[TokenLog], offset: int) -> dict[str, Any] | None:
-    return text_logs(tokens, offset) if asked.logprobs is not None or asked.n_probs else None
+    return text_logs(tokens, offset) if _logged(asked) else None
+
+
+def _echo_logs(asked: CompletionRequest, answer: Answer, index: int, echo: str) -> dict[str, Any] | None:
+    """Of a prompt's tokens, where both are asked for. echo: the prompt as it is repeated."""
+    if not asked.echo or not _logged(asked):
+        return None
+    n_top = max(asked.logprobs or 0, asked.n_probs or 0)
+    return echo_logs(prompt_logs(answer.model.engine.tokenizer, answer.generation(index), n_top), echo)
+
+
+def _logged(asked: CompletionRequest) -> bool:
+    return asked.logprobs is not None or bool(asked.n_probs)
 
 
 def _echo(asked: CompletionRequest, answer: Answer, index: int) -> str:

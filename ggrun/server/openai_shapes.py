@@ -66,6 +66,27 @@ def text_logs(tokens: Sequence[TokenLog], offset: int) -> dict[str, Any]:
     }
 
 
+def echo_logs(tokens: Sequence[TokenLog], text: str) -> dict[str, Any]:
+    """A prompt's, of which the first token has none. text: the prompt as it is repeated, which some tokens are no part of."""
+    logs = text_logs(tokens, 0)
+    logs["token_logprobs"][0] = logs["top_logprobs"][0] = None
+    written = text.encode()
+    at = n_chars = 0
+    for i, token in enumerate(tokens):
+        shown = token.bytes if written.startswith(token.bytes, at) else token.bytes.removeprefix(b" ")
+        within = at < len(written) and written[at] & 0xC0 == 0x80  # of the character that begins in an earlier token
+        logs["text_offset"][i] = n_chars - within
+        if written.startswith(shown, at):
+            n_chars += sum(byte & 0xC0 != 0x80 for byte in shown)
+            at += len(shown)
+    return logs
+
+
+def joined_logs(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Log probabilities of tokens and of those that follow them."""
+    return {name: [*first[name], *second[name]] for name in first} if first and second else first or second
+
+
 def native_logs(tokens: Iterable[TokenLog]) -> list[dict[str, Any]]:
     """Log probabilities as llama.cpp writes them: with ids."""
     return [{"id": t.id, **_log(t), "top_logprobs": [{"id": other.id, **_log(other)} for other in t.top]} for t in tokens]

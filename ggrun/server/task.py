@@ -31,10 +31,10 @@ class Task:
     files shown before both, as (name, text); begun, text the answer goes on from; gap, the request's field, for errors.
     tools: OpenAI's function tools. tool_choice: a word, or the name of the function that must be called. prefill: the last message is
     the assistant's, to be continued. template: more variables for the template. sampling: fields of `ggrun.Sampling` the request sets;
-    what it does not set has the model's or the server's default. n_predict: -1 for no limit, None for the default. n_top: likeliest
-    tokens to report beside each (-1: no log probabilities at all). reasoning: whether thinking is told apart from the answer. truncate:
-    drop the prompt's middle rather than refuse it. shift: drop the context's older half when it is full. special: show special tokens,
-    too. reasoning, shift and cache_prompt None: the server's default.
+    what it does not set has the model's or the server's default. n_predict: -1 for no limit, None for the default. n_top: likeliest tokens
+    to report beside each (-1: no log probabilities at all). prompt_logs: of the prompt's tokens, too. reasoning: whether thinking is told
+    apart from the answer. truncate: drop the prompt's middle rather than refuse it. shift: drop the context's older half when it is full.
+    special: show special tokens, too. reasoning, shift and cache_prompt None: the server's default.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
@@ -54,6 +54,7 @@ class Task:
     stop: tuple[str, ...] = ()
     n: int = 1
     n_top: int = -1
+    prompt_logs: bool = False
     reasoning: bool | None = None
     truncate: bool = False
     shift: bool | None = None

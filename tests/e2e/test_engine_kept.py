@@ -1,6 +1,7 @@
 """Keys and values that outlive their sequence: in host memory, on disk, in a slot's file. What is found there is, to the bit, what would be
 computed; what is damaged, or another model's, is never used."""
 
+import os
 import shutil
 import stat
 import threading
@@ -104,6 +105,29 @@ def test_a_restart_finds_what_was_used_twice(tmp_path: Path, kind: str) -> None:
         assert answer(engine, PROMPT) == (FULL, want)
 
 
+def test_what_is_about_to_be_written_is_written_at_the_end(tmp_path: Path) -> None:
+    with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path) as engine:
+        answer(engine, PROMPT, 1)
+        answer(engine, PROMPT, 1)
+    with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path) as engine:
+        assert answer(engine, PROMPT)[0] == FULL
+
+
+def test_a_full_disk_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggrun.engine import disk_blocks
+
+    def full(self, named, data) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk_blocks.DiskBlocks, "write", full)
+    with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path) as engine:
+        want = answer(engine, PROMPT)[1]
+        for _ in range(3):
+            assert answer(engine, PROMPT)[1] == want
+        settled(engine)
+        assert [note for note in engine.notes if "no more prompts are kept in" in note and "No space left on device" in note]
+
+
 @pytest.fixture
 def cached(tmp_path: Path) -> Path:
     """A folder with PROMPT's blocks."""
@@ -180,6 +204,10 @@ def test_a_folder_that_cannot_be_used_is_a_note(tmp_path: Path) -> None:
     with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path / "file") as engine:
         assert any("prompts are not kept for the next start" in note for note in engine.notes)
         answer(engine, PROMPT)
+    (tmp_path / "open").mkdir(mode=0o755)
+    with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path / "open") as engine:
+        assert any("open to other users" in note for note in engine.notes)
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o755, "it is not ours to close"
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
     with Engine.open(MODEL, n_ctx=512, disk_cache=link) as engine:
@@ -301,6 +329,10 @@ def test_slots_that_are_not_or_at_work(tmp_path: Path) -> None:
             engine.restore_slot(0, tmp_path / "x")
         with pytest.raises(GgrunError, match="cannot be saved to .*No such file"):
             engine.save_slot(0, tmp_path / "no folder" / "x")
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+            with pytest.raises(GgrunError, match="no file of keys and values that ggrun wrote"):
+                engine.restore_slot(0, path)
         g = engine.submit(PROMPT, GREEDY, on_overflow="shift")
         next(iter(g))
         assert engine.save_slot(0, tmp_path / "running")[0] >= len(PROMPT) // N * N

@@ -1,6 +1,7 @@
 """The real `openai` client against a real server with the embedded model."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,27 @@ def client(server: Served) -> OpenAI:
 
 def ask(client: OpenAI, **options: Any) -> Any:
     return client.chat.completions.create(**{"model": "any-name", "messages": QUESTION, "temperature": 0, **options})
+
+
+def test_how_likely_a_text_is(client: OpenAI) -> None:
+    """As evaluation harnesses ask: a context and its continuation as token ids, one token of an answer, which they leave out."""
+    from ggrun import Engine
+
+    with Engine.open(n_ctx=2048, n_logits=512) as engine:
+        texts = ["os.path.join joins path components.", "The json module encodes and decodes JSON. " * 9]
+        ids = [engine.tokenizer.encode(text) for text in texts]
+        logits = [engine.forward(tokens).astype(float) for tokens in ids]
+    for prompt in (ids, texts):
+        answer = client.completions.create(model="any", prompt=prompt, echo=True, logprobs=1, max_tokens=1, temperature=0, seed=1234)
+        for choice, tokens, rows in zip(answer.choices, ids, logits, strict=True):
+            logs = choice.logprobs
+            assert logs is not None
+            assert len(logs.token_logprobs) == len(logs.tokens) == len(tokens) + 1
+            assert logs.token_logprobs[0] is None
+            for row, id_, logprob, top in zip(rows, tokens[1:], logs.token_logprobs[1:], logs.top_logprobs[1:]):
+                greatest = row.max()
+                assert abs(logprob - (row[id_] - greatest - math.log(sum(math.exp(x - greatest) for x in row)))) < 1e-5
+                assert (max(top.values()) == logprob) == (row[id_] == greatest)
 
 
 def test_an_answer(client: OpenAI) -> None:

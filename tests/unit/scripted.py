@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ggrun.engine.generation import Finished, Generation, TokenEvent
+from ggrun.engine.sampling import SampledToken
 from ggrun.engine.stops import StopMatcher
 from ggrun.gguf import open_gguf
 from ggrun.server.settings import Settings
@@ -53,6 +54,9 @@ class ScriptedEngine:
         answer = self.answers[len(self.submitted) % len(self.answers)]
         self.submitted.append({"ids": list(prompt_ids), "sampling": sampling, **options})
         self.generations.append(generation)
+        if options.get("prompt_logprobs"):
+            n_top = max(0, options["n_top"])
+            generation.prompt_scores = [SampledToken(i, -float(at), ((i, -float(at)),)[:n_top]) for at, i in enumerate(prompt_ids) if at]
         threading.Thread(target=self._run, args=(generation, answer, options, listener), daemon=True).start()
         return generation
 

@@ -1,15 +1,18 @@
 """Constraints without a model: masks, their ends, what is refused and in which words, and that hostile grammars end soon."""
 
+import gc
 import re
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
 
 from ggrun.engine.candidates import Candidates
 from ggrun.engine.constraint import Constraint, ConstraintError, constraint_for
+from ggrun.engine.guide import guide_for
 from ggrun.engine.sampling import Sampler, Sampling
 from ggrun.errors import GgrunError
 from ggrun.gguf import open_gguf
@@ -100,6 +103,16 @@ def test_a_vocabulary_without_an_end() -> None:
     assert max(allowed(constraint)) < endless.n_vocab  # the end it pretends to have is not shown
 
 
+def test_a_guide_goes_with_its_tokenizer() -> None:
+    with open_gguf(EMBEDDED) as file:
+        tokenizer = load_tokenizer(file.metadata)
+    constraint_for("json_object", None, tokenizer).mask()
+    guide = ref(guide_for(tokenizer))
+    del tokenizer
+    gc.collect()
+    assert guide() is None
+
+
 @pytest.mark.parametrize("extra", [-40, 0, 7, 4000])
 def test_logits_need_not_be_as_many_as_tokens(tokenizer: Tokenizer, extra: int) -> None:
     """Padded outputs are never chosen."""
@@ -176,6 +189,20 @@ def test_a_schema_that_cannot_be_used(tokenizer: Tokenizer, schema: Any, words: 
         constraint_for("json_schema", schema, tokenizer)
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "integer", "format": "int32"}, "7"),
+        ({"type": "number", "format": "double"}, "7.5"),
+        *(({"type": "string", "format": name}, '"a b"') for name in ("password", "binary", "byte", "path", "int64", "json-string")),
+        ({"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}}, '{"a": 7}'),
+    ],
+    ids=str,
+)
+def test_what_says_nothing_of_the_text_is_let_be(tokenizer: Tokenizer, schema: Any, text: str) -> None:
+    assert takes(constraint_for("json_schema", schema, tokenizer), tokenizer, text)
 
 
 @pytest.mark.parametrize(

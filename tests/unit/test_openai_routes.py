@@ -74,6 +74,13 @@ def test_every_sampling_field_arrives() -> None:
     assert sampling.dry_sequence_breakers == ("a",)
 
 
+@pytest.mark.parametrize(("seed", "used"), [(-2, 2**64 - 2), (-(2**63), 2**63), (5, 5), (-1, -1)])
+def test_seeds_may_be_negative(seed: int, used: int) -> None:
+    model = scripted("x")
+    post(model, "/v1/chat/completions", {"messages": HELLO, "seed": seed})
+    assert model.engine.submitted[0]["sampling"].seed == used
+
+
 @pytest.mark.parametrize(
     ("given", "want"),
     [
@@ -159,6 +166,10 @@ def test_tools_and_choices() -> None:
     ("fields", "param"),
     [
         ({"tools": [ADD, ADD]}, "tools[1].function.name"),
+        ({"tools": [ADD, {"type": "web_search"}]}, "tools[1].type"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"reasoning_effort": "banana"}, "reasoning_effort"),
         ({"tools": [ADD], "functions": [ADD["function"]]}, "functions"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "no"}}}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": {"type": "custom", "custom": {"name": "no"}}}, "tool_choice"),
@@ -239,7 +250,7 @@ def test_prompts_of_completions(prompt: Any, want: Any) -> None:
         ({"prompt": ["a", 1]}, "prompt"),
         ({"prompt": ["a"] * 300}, "prompt"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+        ({"prompt": "a", "echo": True, "logprobs": 1, "truncate": True}, "truncate"),
         ({"prompt": "a", "logprobs": 30}, "logprobs"),
         ({"prompt": "a", "stream_options": {}}, "stream_options"),
     ],
@@ -271,6 +282,13 @@ def test_prompts_of_llama_cpp_that_are_none(prompt: Any, path: str) -> None:
     with pytest.raises(ApiError) as caught:
         native_completion.prompts(prompt)
     assert caught.value.param == path
+
+
+def test_images_beside_a_prompt_of_llama_cpp_are_refused() -> None:
+    with served(scripted("x")) as http:
+        refused = http.post("/completion", json={"prompt": "a", "image_data": [{"data": "AA", "id": 1}]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "image_data")
+        assert http.post("/completion", json={"prompt": "a", "image_data": []}).status_code == 200
 
 
 # ---- the shape of answers
@@ -348,6 +366,43 @@ def test_completions_and_their_log_probabilities() -> None:
     assert [offset for frame in frames[:-2] for offset in frame["choices"][0]["logprobs"]["text_offset"]] == logs["text_offset"]
     echoed = post(scripted("x"), "/v1/completions", {"prompt": [20, 21], "echo": True})["choices"][0]["text"]
     assert echoed == tokenizer().decode([20, 21]) + "x"
+
+
+def test_a_prompts_own_log_probabilities() -> None:
+    prompt = "naïve 𝄞 text"
+    ids = tokenizer().encode(prompt)
+    answer = post(scripted("one two"), "/v1/completions", {"prompt": prompt, "logprobs": 1, "echo": True})
+    [choice] = answer["choices"]
+    assert choice["text"] == prompt + "one two"
+    logs = choice["logprobs"]
+    n_answer = answer["usage"]["completion_tokens"]
+    assert {len(values) for values in logs.values()} == {len(ids) + n_answer}
+    assert logs["token_logprobs"][: len(ids)] == [None, *(-float(at) for at in range(1, len(ids)))]
+    assert logs["top_logprobs"][0] is None
+    assert [list(top.values()) for top in logs["top_logprobs"][1 : len(ids)]] == [[-float(at)] for at in range(1, len(ids))]
+    assert logs["text_offset"] == sorted(logs["text_offset"])
+    for token, offset in zip(logs["tokens"], logs["text_offset"], strict=True):
+        if "\ufffd" not in token and not token.startswith("<"):
+            assert choice["text"][offset:].startswith(token.removeprefix(" ") if not offset else token)
+    assert logs["text_offset"][len(ids)] == len(prompt)
+    frames = chunks(scripted("one two"), "/v1/completions", {"prompt": prompt, "logprobs": 1, "echo": True})[:-1]
+    parts = [frame["choices"][0] for frame in frames]
+    assert "".join(part["text"] for part in parts) == choice["text"]
+    streamed = [part["logprobs"] for part in parts if part["logprobs"]]
+    assert {name: [value for part in streamed for value in part[name]] for name in logs} == logs
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_alone_and_several(stream: bool) -> None:
+    body = {"prompt": [[20, 21, 22], [23]], "logprobs": 0, "echo": True, "max_tokens": 0}
+    if stream:
+        choices = [frame["choices"][0] for frame in chunks(scripted("x"), "/v1/completions", body)[:-1]]
+        choices = sorted((choice for choice in choices if choice["logprobs"]), key=lambda choice: choice["index"])
+    else:
+        choices = post(scripted("x"), "/v1/completions", body)["choices"]
+    assert [choice["text"] for choice in choices] == [tokenizer().decode([20, 21, 22]), tokenizer().decode([23])]
+    assert [choice["logprobs"]["token_logprobs"] for choice in choices] == [[None, -1.0, -2.0], [None]]
+    assert [choice["logprobs"]["top_logprobs"] for choice in choices] == [[None, {}, {}], [None]]
 
 
 def test_usage_of_several_prompts() -> None:

@@ -250,3 +250,25 @@ def test_hostile_outputs_take_no_longer(name: str, output: str) -> None:
         said, *_ = put_together(parse(style_of(BY_NAME[name]), pieces, TOOLS))
         assert "".join(said.split()) == "".join(output.split())
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@settings(max_examples=60)
+@given(st.data())
+def test_any_output_is_read_alike_however_it_is_cut(row: CallFormat, data: st.DataObject) -> None:
+    """Random heaps of what calls are made of."""
+    scraps = [*row.markers, "<think>", "</think>"]
+    scraps += ['{"name": "', '", "arguments": ', "get_weather", '{"a": 1}', "}", "{", "[", "]", '"', ":", ",", "\n"]
+    scraps += [" ", "x", "12", "null", "\\", "\\u00e9", "=", "(", ")", "to=functions.f", "```json"]
+    scraps += [row.spell("find-it", {"word": "x"}, "abcdefgh1")]
+    output = "".join(data.draw(st.lists(st.sampled_from(scraps), max_size=25)))
+    style = style_of(row)
+    whole = put_together(parse(style, [output], TOOLS))
+    assert put_together(parse(style, list(output), TOOLS)) == whole
+    assert put_together(parse(style, cut(output, data.draw(st.lists(st.integers(0, 500), max_size=10))), TOOLS)) == whole
+    text, thought, calls = whole
+    for _, given_arguments, state in calls:
+        if state == "done":
+            assert isinstance(json.loads(given_arguments), dict)
+    at_once = put_together(parse(style, list(output), TOOLS, whole=True))
+    assert at_once == (text, thought, [call for call in calls if call[2] == "done"])

@@ -14,7 +14,7 @@ from ggrun.text.output import OutputParser, OutputStyle
 from ggrun.text.reasoning import STYLES, THINK, ReasoningStyle
 from ggrun.text.tool_calls import FORMATS, HARMONY, CallFormat, call_grammar
 from tests.unit.text_vocabularies import CONTROL, USER_DEFINED, gpt2
-from tests.unit.tool_call_parts import CHANNELS, put_together, read_calls, style_of
+from tests.unit.tool_call_parts import CHANNELS, parse, put_together, read_calls, style_of
 
 ADD = {
     "type": "object",
@@ -149,6 +149,26 @@ def test_a_thought_may_come_before_forced_calls(style: ReasoningStyle, special: 
         assert {name for name, _ in calls} == {"add"}
 
 
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("special", [True, False], ids=["special", "plain"])
+def test_a_call_that_is_only_thought_of_is_not_held(special: bool, opened: bool) -> None:
+    style = style_of(FORMATS[0])
+    tokenizer = tokenizer_of(style, special)
+    grammar = call_grammar(FORMATS[0], TOOLS, "auto", tokenizer=tokenizer, reasoning=THINK, opened=opened)
+    mark = "<tool>" if special else "<tool_call>"  # a special token cannot be thought of
+    thought = ("" if opened else "\n<think>") + f"I could use {mark} here.</think>"
+    for seed in range(3):
+        text = walk(grammar, tokenizer, seed, style.shown_ids(tokenizer), f"{thought}\n\nWell. <tool_call>")
+        parser = OutputParser(style, TOOLS, prompt="<think>" if opened else "")
+        deltas = [*parser.push(text), *parser.finish()]
+        assert put_together(deltas)[:2] == ("Well.", f"I could use {mark} here.")
+        assert read_calls(deltas)
+        assert walk(grammar, tokenizer, seed, style.shown_ids(tokenizer), f"{thought} Just so.").startswith(thought)
+    if not opened:
+        assert walk(grammar, tokenizer, 1, style.shown_ids(tokenizer), "<th> Well.").startswith("<th> Well.")
+        assert read_calls(parse(style, [walk(grammar, tokenizer, 1, style.shown_ids(tokenizer), "Well. <tool_call>")], TOOLS))
+
+
 def test_texts_in_tags_keep_to_length_pattern_and_options() -> None:
     row = next(row for row in FORMATS if row.name == "qwen3-coder")
     schema = {
@@ -171,6 +191,29 @@ def test_texts_in_tags_keep_to_length_pattern_and_options() -> None:
         [(_, arguments)] = read_calls([*parser.push(text), *parser.finish()])
         jsonschema.validate(arguments, schema)
         assert arguments.keys() == schema["properties"].keys()
+
+
+@pytest.mark.parametrize(
+    "parameters", [None, {}, {"type": "object", "properties": {}}, {"properties": {"a": {"const": 1}}, "required": ["a"]}], ids=str
+)
+def test_arguments_that_nobody_named_do_not_come(parameters: Any) -> None:
+    tool = {"type": "function", "function": {"name": "now", "parameters": parameters}}
+    row = next(row for row in FORMATS if row.dialect == "json" and not row.argument)
+    style = style_of(row)
+    grammar = call_grammar(row, [tool], parallel=False)
+    want = {"a": 1} if parameters and parameters["properties"] else {}
+    for seed in range(20):
+        parser = OutputParser(style, [tool])
+        deltas = parser.push(walk(grammar, tokenizer_of(style, False), seed, frozenset())) + parser.finish()
+        assert read_calls(deltas) == [("now", want)]
+
+
+def test_an_object_of_anything_stays_one() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", **more}}} for more in
+             ({}, {"additionalProperties": True, "properties": {}}, {"patternProperties": {"^x": {}}, "properties": {}})]  # fmt: skip
+    row = next(row for row in FORMATS if row.dialect == "json" and not row.argument)
+    for tool in tools:
+        assert '"additionalProperties": false' not in call_grammar(row, [tool])
 
 
 def test_what_cannot_be_forced_is_refused() -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _SPACES: Final = {"whitespace_flexible": True, "whitespace_pattern": r" |\n {0,24}", "item_separator": ",", "key_separator": ":"}
 _ANY_TEXT: Final = r"/(.|\n)*/"
 _DEFINITIONS: Final = ("$defs", "definitions")
+# what may name or allow other properties of an object than its own list does
+_OPENERS: Final = frozenset("additionalProperties patternProperties $ref allOf anyOf oneOf minProperties maxProperties".split())
 _MAX_DEPTH: Final = 16  # of schemas in each other, where their grammar is written here
 
 
@@ -84,14 +86,21 @@ class _Grammar:
             self._rules["start"] = f"{lead} ({said})* ({self._literal(start)} {rest})?"
         else:
             trigger = row.shape.trigger
-            self._rules["start"] = f"{lead} (TEXT | {self._until(trigger)} {self._literal(start.removeprefix(trigger))} {rest})"
+            held = f"{self._literal(start.removeprefix(trigger))} {rest}"
+            said = f"(TEXT | {self._until(trigger)} {held})"
+            self._rules["start"] = f"{lead} {said}"
+            if lead and reasoning and not opened and not self._literal(reasoning.begin).startswith("<["):
+                # What begins with a thought is one: else its text would do as any text, and a call be held that it only thinks of.
+                self._rules["UNTHOUGHT"] = f"/(.|\\n)*/ & ~/[ \\n]*{_escaped(reasoning.begin)}(.|\\n)*/"
+                self._rules["begun[lazy]"] = f"UNTHOUGHT {self._literal(trigger)}"
+                self._rules["start"] = f"{lead.removesuffix('?')} {said} | UNTHOUGHT | begun {held}"
         return "".join(f"{name}: {body}\n" for name, body in self._rules.items())
 
     def _call(self, i: int, function: Mapping[str, Any], spelling: str) -> str:
         """A call behind what all calls begin with."""
         name = str(function["name"])
         parameters = self._prepare(function.get("parameters") or {})
-        schema = {**parameters, "type": "object"} if isinstance(parameters, Mapping) else {"type": "object"}
+        schema = _closed({**parameters, "type": "object"} if isinstance(parameters, Mapping) else {"type": "object"}, bool(parameters))
         spelling = spelling.replace("«name»", _quoted(name)[1:-1] if self._row.shape.name_key else name)
         symbols = []
         for part in SLOTS.split(spelling):
@@ -192,7 +201,10 @@ class _Grammar:
             return f"({self._literal('<|channel|>analysis<|message|>')} {self._until('<|end|>')} {self._literal('<|start|>assistant')})*"
         space = self._rule("SPACE", r"/[ \n]{0,4}/")
         rest = f"{self._until(style.end)} {space} {self._literal(style.then)}"
-        return rest if opened else f"({self._literal(style.begin)} {rest})?"
+        begin = f"{space} {self._literal(style.begin)}"
+        if "<[" not in begin:  # one lexeme, or else any text would seem to begin with the space
+            begin = self._rule("THINK", f"/[ \\n]{{0,4}}{_escaped(style.begin)}/")
+        return rest if opened else f"({begin} {rest})?"
 
     def _until(self, mark: str) -> str:
         """Any text, and the mark that ends it."""
@@ -240,6 +252,14 @@ def _json(schema: Any, root: Mapping[str, Any] | None = None) -> str:
     return f"%json {json.dumps({**shared, **schema, 'x-guidance': _SPACES})}"
 
 
+def _closed(schema: dict[str, Any], described: bool) -> dict[str, Any]:
+    """A function's parameters, and no arguments beside those it lists, unless it says that there may be others or what they are."""
+    properties = schema.get("properties", None if described else {})
+    if not isinstance(properties, Mapping) or not _OPENERS.isdisjoint(schema) or not set(schema.get("required", ())) <= set(properties):
+        return schema
+    return {**schema, "properties": properties, "additionalProperties": False}
+
+
 def _members(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[str]]:
     properties, required = schema.get("properties"), schema.get("required")
     return properties if isinstance(properties, Mapping) else {}, required if isinstance(required, list) else ()
@@ -261,7 +281,7 @@ def _text_without(end: str, schema: Mapping[str, Any]) -> str:
 
 def _escaped(text: str) -> str:
     """A text within a regular expression of Lark's."""
-    return re.sub(r"([^\w\s<>])", r"\\\1", text)
+    return re.sub(r"([!-/:;=?@\[-`{-~])", r"\\\1", text)
 
 
 def _quoted(text: str) -> str:
