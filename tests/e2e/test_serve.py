@@ -459,3 +459,31 @@ def test_flags_of_llama_server_start_it() -> None:
         assert "LLAMA_ARG_MMPROJ_OFFLOAD has no effect" in served.said
         assert "one: a conversation may grow to 512 tokens (-c); 2 slots (-np)" in served.said
         assert served.ask("POST", "/v1/chat/completions", CHAT)[1]["model"] == "one"
+
+
+def test_thoughts_end_in_time(tmp_path: Path) -> None:
+    template = tmp_path / "thinker.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}")
+    flags = ("--reasoning-budget", "6", "--reasoning-budget-message", " Enough.", "--ignore-eos", "--temp", "0", "--context-shift")
+    with Served("--chat-template-file", template, *flags) as server:
+        body = {"messages": CHAT["messages"], "max_tokens": 40}
+        _, answer = server.ask("POST", "/v1/chat/completions", body)
+        message, usage = answer["choices"][0]["message"], answer["usage"]
+        assert message["reasoning_content"].endswith(" Enough.")
+        assert message["content"]
+        assert "</think>" not in message["content"]
+        assert 6 < usage["completion_tokens_details"]["reasoning_tokens"] < 20
+        assert usage["completion_tokens"] == 40
+        deltas = [frame["choices"][0]["delta"] for frame in server.frames("/v1/chat/completions", {**body, "stream": True})[:-1]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == message["content"]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 0, "maximum": 99}}}
+        _, answer = server.ask("POST", "/v1/chat/completions", {**body, "response_format": form, "thinking_budget_tokens": 3})
+        assert answer["choices"][0]["message"]["content"].strip().isdigit()
+        assert answer["choices"][0]["message"]["reasoning_content"].endswith(" Enough.")
+        free = server.ask("POST", "/v1/chat/completions", {**body, "thinking_budget_tokens": -1})[1]["choices"][0]["message"]
+        assert not free["content"]
+        asked = {**body, "thinking": {"type": "enabled", "budget_tokens": 2}}
+        thought, said = server.ask("POST", "/v1/messages", asked)[1]["content"]
+        assert thought["thinking"].endswith(" Enough.")
+        assert said["text"]
