@@ -22,12 +22,13 @@ from ggrun.engine.tiers import default_disk_cache
 from ggrun.errors import GgrunError
 from ggrun.plan.describe import unit_rows
 from ggrun.plan.ledger import human
+from ggrun.plan.pins import Pins
 from ggrun.plan.planner import DoesNotFit
 from ggrun.server.app import create_app
 from ggrun.server.errors import ApiError
 from ggrun.server.listener import bind, serve
 from ggrun.server.settings import Settings
-from ggrun.server.shelf import Defaults, Entry, Shelf
+from ggrun.server.shelf import Defaults, Entry, Shelf, Taken
 
 if TYPE_CHECKING:
     import socket
@@ -166,27 +167,38 @@ def _entry(
     if template is None and model.template_file:
         template = text_of(str(model.template_file))
 
-    def load() -> Engine:
+    def load(taken: Taken) -> Engine:
         from ggrun import Engine
 
         look_again()
+        chosen = beside(options, taken)
         with screen.progress() as progress:
-            opened = Engine.open(model.path, progress=progress, chat_template=template, **options)
+            opened = Engine.open(model.path, progress=progress, chat_template=template, **chosen)
         for note in opened.notes:
             screen.once(f"{name}: {note}")
         return opened
 
-    def fits_beside() -> bool:
+    def fits_beside(taken: Taken) -> bool:
         """Whether it fits now, and all of it on the GPUs, where there are any and it may use them."""
         look_again()
         try:
-            planned = plan_model(model.path, Options(**options))
+            planned = plan_model(model.path, Options(**beside(options, taken)))
         except DoesNotFit:
             return False
         with planned.file:
             return len(planned.places) == 1 or not planned.plan.choice or planned.plan.choice.n_gpu_layers > len(planned.spec.layers)
 
     return Entry(name, model.path, load, model.aliases, defaults, fits_beside)
+
+
+def beside(options: dict[str, Any], taken: Taken) -> dict[str, Any]:
+    """The options with budgets that are what other models leave of them."""
+    pins: Pins = options["placement"]
+    ram = max(1, pins.ram_budget - taken.get("CPU", 0)) if pins.ram_budget else 0
+    cards = [n_bytes for device, n_bytes in sorted(taken.items()) if device != "CPU"]
+    budgets = pins.vram_budget * len(cards) if len(pins.vram_budget) == 1 and len(cards) > 1 else pins.vram_budget
+    left = tuple(max(1, budget - (cards[index] if index < len(cards) else 0)) for index, budget in enumerate(budgets))
+    return {**options, "placement": replace(pins, ram_budget=ram, vram_budget=left)}
 
 
 def _served(model: Model, engine: ServedEngineOptions, cache: CacheOptions) -> dict[str, Any]:

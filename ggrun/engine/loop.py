@@ -209,7 +209,10 @@ class Loop:
         generation = sequence.generation
 
         def submit() -> None:
-            self._scheduler.submit(sequence)
+            try:
+                self._scheduler.submit(sequence)
+            except Exception as error:  # the thread goes on for the others
+                generation.put(error)
 
         if not sequence.cache_prompt:
             return submit()

@@ -28,6 +28,10 @@ _DEFINITIONS: Final = ("$defs", "definitions", "$schema", "$id")  # of the root,
 _IDLE: Final[Mapping[str, Any]] = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True, "propertyNames": True,
                                    "minContains": 0, "dependentRequired": {}, "dependentSchemas": {}, "x-guidance": ...}  # fmt: skip
 
+# formats that tell how a program keeps a value, and nothing of how it is written: OpenAPI's, and those that pydantic makes up
+_OF_PROGRAMS: Final = frozenset("""int8 int16 int32 int64 uint8 uint16 uint32 uint64 float double decimal binary byte password path
+                                file-path directory-path json-string""".split())
+
 # what llguidance says -> what we say
 _SENTENCES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"Unimplemented keys: \[(.*)\]"), r"\1 is not supported"),
@@ -158,6 +162,10 @@ def _cleaned(schema: Any) -> Any:
 
 
 def _asks_nothing(key: str, value: Any) -> bool:
+    if key == "format" and value in _OF_PROGRAMS:
+        return True
+    if key == "propertyNames" and value == {"type": "string"}:  # what every name is
+        return True
     idle = _IDLE.get(key, _IDLE)  # itself: no value is
     return idle is ... or (type(value) is type(idle) and value == idle)
 

@@ -197,6 +197,8 @@ def sampling_of(tokenizer: Tokenizer, defaults: Mapping[str, Any], given: Mappin
             for id_ in ([token] if isinstance(token, int) else tokenizer.encode(token, add_special=False, parse_special=True))
         ]
         given = {**given, "logit_bias": tuple(pairs)}
+    if -(2**63) <= given.get("seed", 0) < -1:  # OpenAI's are signed; -1 asks for a random one
+        given = {**given, "seed": given["seed"] % 2**64}
     try:
         return Sampling(**{**defaults, **given})
     except GgrunError:

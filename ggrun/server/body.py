@@ -38,6 +38,8 @@ async def read(request: Request, kind: type[T]) -> T:
     """
     if not _is_json(request.headers.get("content-type", "")):
         raise ApiError(415, "send the body as JSON, with the header Content-Type: application/json", code="unsupported_media_type")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise ApiError(415, "send the body as it is, without a Content-Encoding", code="unsupported_media_type")
     return decoded(await raw(request), kind, request.url.path)
 
 

@@ -26,9 +26,9 @@ class Function(msgspec.Struct, omit_defaults=True):
 
 
 class Tool(msgspec.Struct):
-    """One of a request's tools; only functions can be called here."""
+    """One of a request's tools; only functions can be called here, and other types have other fields."""
 
-    function: Function
+    function: Function | None = None
     type: str = "function"
 
 
@@ -49,6 +49,8 @@ def read_tools(tools: Sequence[Tool] | None, functions: Sequence[Function] | Non
         path = f"tools[{i}]" if tools else f"functions[{i}]"
         if tool.type != "function":
             raise ApiError(400, f"tools of type {tool.type!r:.40} are not supported; only functions are", param=f"{path}.type")
+        if tool.function is None:
+            raise ApiError(400, "a tool of type function needs a function", param=f"{path}.function")
         name = tool.function.name
         where = f"{path}.function.name" if tools else f"{path}.name"
         if not name.strip():

@@ -54,6 +54,8 @@ class _Limits:
         super().data_received(data)  # type: ignore[misc]
         if self.cycle is not before:
             self._head_came()
+            if self.cycle.scope["http_version"] == "1.0":
+                _end_with_connection(self.cycle)
         elif reading and not self.transport.is_closing():
             self._unread += len(data)
             if self._unread > self.limits.max_headers:
@@ -94,3 +96,20 @@ class _Limits:
         head = b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         self.transport.write(head % (status, PHRASES[status], len(body)) + body)
         self.transport.close()
+
+
+def _end_with_connection(cycle: Any) -> None:
+    """HTTP/1.0 knows no chunks, which uvicorn sends all the same: an answer without a length ends where its connection does."""
+    send, unmeasured = cycle.send, False
+
+    async def send_plain(message: Any) -> None:
+        nonlocal unmeasured
+        if message["type"] == "http.response.start":
+            unmeasured = not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if unmeasured:
+                cycle.chunked_encoding = False
+        elif unmeasured:
+            cycle.expected_content_length = len(message.get("body", b""))  # what uvicorn holds the body to
+        await send(message)
+
+    cycle.send = send_plain

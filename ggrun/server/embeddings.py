@@ -35,10 +35,10 @@ class EmbeddingsRequest(msgspec.Struct, kw_only=True):
 
     input: Inputs
     model: str | None = None
-    encoding_format: Encoding = "float"
+    encoding_format: Encoding | None = None
     dimensions: int | None = None
     user: str | None = None
-    embd_normalize: Norm = 2
+    embd_normalize: Norm | None = None
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):
@@ -47,8 +47,8 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
     content: Inputs | None = None
     input: Inputs | None = None
     model: str | None = None
-    encoding_format: Encoding = "float"
-    embd_normalize: Norm = 2
+    encoding_format: Encoding | None = None
+    embd_normalize: Norm | None = None
 
 
 class EmbedRequest(msgspec.Struct, kw_only=True):
@@ -133,11 +133,11 @@ async def _vectors(
     return await until_gone(request, work())
 
 
-async def _written(vectors: Vectors, norm: int = 2, encoding: Encoding = "float") -> list[msgspec.Raw]:
+async def _written(vectors: Vectors, norm: int | None = None, encoding: Encoding | None = None) -> list[msgspec.Raw]:
     """Each row, normalized, as JSON: a list of numbers, or base64 of little-endian float32. In a thread: there may be millions of them."""
 
     def written(row: NDArray[np.float32]) -> msgspec.Raw:
-        scaled = normalized(row, norm).astype("<f4")
+        scaled = normalized(row, 2 if norm is None else norm).astype("<f4")
         return msgspec.Raw(msgspec.json.encode(base64.b64encode(scaled.tobytes()).decode() if encoding == "base64" else scaled.tolist()))
 
     return await asyncio.to_thread(lambda: [written(row) for row in vectors.rows])

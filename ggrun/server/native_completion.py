@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final
@@ -37,8 +37,14 @@ class NativeRequest(fields.LlamaFields, kw_only=True):
     max_tokens: int | None = None
     n: int | None = None
     n_cmpl: int | None = None
+    image_data: list[Any] | None = None
     response_fields: list[str] | None = None
     special: bool | None = None
+
+
+REFUSED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "image_data": (lambda value: not value, "this server reads text only"),
+}
 
 
 class Extra(msgspec.Struct):
@@ -104,7 +110,7 @@ def _one(given: Any, path: str) -> Prompt:
 
 
 def _task(asked: NativeRequest) -> Task:
-    fields.refuse(asked)
+    fields.refuse(asked, {**fields.REFUSED, **REFUSED})
     fields.between("n_probs", asked.n_probs, 0, MOST_LOGPROBS * 5)
     n = fields.between("n_cmpl", asked.n_cmpl, 1, MOST_CHOICES) or fields.between("n", asked.n, 1, MOST_CHOICES) or 1
     return Task(

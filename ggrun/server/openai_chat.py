@@ -22,7 +22,7 @@ from ggrun.server.openai_shapes import added, chat_logs, head, usage
 from ggrun.server.operation import operation
 from ggrun.server.streaming import event
 from ggrun.server.task import Call, End, Output, Task, Text, Thought
-from ggrun.server.thinking import thinking
+from ggrun.server.thinking import EFFORTS, thinking
 from ggrun.text.reasoning import THINK
 
 MOST_CHOICES: Final = 128
@@ -136,6 +136,9 @@ def task_of(asked: ChatRequest, prefill: bool = True) -> Task:
     fields.between("top_logprobs", asked.top_logprobs, 0, MOST_LOGPROBS)
     fields.between("n_probs", asked.n_probs, 0, MOST_LOGPROBS)
     n = fields.between("n", asked.n, 1, MOST_CHOICES)
+    if asked.reasoning_effort is not None and asked.reasoning_effort not in EFFORTS:
+        known = ", ".join(EFFORTS)
+        raise ApiError(400, f"reasoning_effort must be one of {known}, not {asked.reasoning_effort!r:.40}", param="reasoning_effort")
     messages = read_messages(asked.messages)
     tools = read_tools(asked.tools, asked.functions)
     choice, tools = read_choice(asked.tool_choice if asked.tool_choice is not None else asked.function_call, tools)

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from ggrun.server.errors import ApiError
 from ggrun.server.metrics import Metrics
 from ggrun.server.settings import Settings
 
+Taken = Mapping[str, int]
+OF_ALL = ("process", "driver")  # in a plan's ledger, but there once however many models are open
 State = Literal["loaded", "loading", "unloaded", "sleeping", "failed"]
 RETRY = {"retry-after": "2"}
 
@@ -46,15 +49,16 @@ class Defaults:
 class Entry:
     """A model that may be opened. open: blocks until it is loaded; called in a thread. path None: the embedded model.
 
-    fits_beside: whether it would run now as well as alone, beside the models that are open; called in a thread.
+    fits_beside: whether it would run now as well as alone, beside the models that are open; called in a thread. Both are told what these
+    have taken: device -> bytes.
     """
 
     name: str
     path: Path | None
-    open: Callable[[], Engine]
+    open: Callable[[Taken], Engine]
     aliases: tuple[str, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
-    fits_beside: Callable[[], bool] = lambda: True
+    fits_beside: Callable[[Taken], bool] = lambda taken: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +223,7 @@ class Shelf:
             await self._make_room(book)
             while True:
                 try:
-                    engine = await in_thread(entry.open, lambda engine: engine.close())
+                    engine = await in_thread(partial(entry.open, self._taken()), lambda engine: engine.close())
                     break
                 except DoesNotFit:
                     if not (victim := self._oldest(book)):
@@ -238,8 +242,17 @@ class Shelf:
 
     async def _make_room(self, book: _Book) -> None:
         """Close others, the least recently used first, while the model would run worse for them."""
-        while (victim := self._oldest(book)) and not await asyncio.to_thread(book.entry.fits_beside):
+        while (victim := self._oldest(book)) and not await asyncio.to_thread(book.entry.fits_beside, self._taken()):
             await self._shut(victim, "unloaded")
+
+    def _taken(self) -> Taken:
+        """What the plans of the open models list, by device."""
+        taken: dict[str, int] = {}
+        for book in self._books:
+            for line in book.model.engine.plan.ledger.lines if book.model else ():
+                if line.purpose not in OF_ALL:
+                    taken[line.device] = taken.get(line.device, 0) + line.n_bytes
+        return taken
 
     def _oldest(self, but: _Book) -> _Book | None:
         """The open model that was used least recently; one that nobody uses now before any other."""

@@ -1,5 +1,6 @@
 """The real server in a process: starting, keys, hosts, limits on what clients do, and its end."""
 
+import json
 import signal
 import socket
 import struct
@@ -44,6 +45,17 @@ def test_it_starts_and_says_what_it_is(server: Served) -> None:
     assert status == 200
     assert answer["model"] == "pydoc"
     assert answer["choices"][0]["message"]["content"]
+
+
+def test_a_stream_for_http_1_0_is_not_chunked(server: Served) -> None:
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((server.host, server.port), 10) as sock:
+        sock.sendall(head.encode() + body)
+        told, _, answer = rest_of(sock).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in told.lower()
+    assert answer.startswith(b"data: {")
+    assert answer.endswith(b"data: [DONE]\n\n")
 
 
 def test_hosts_and_origins(server: Served) -> None:

@@ -5,7 +5,7 @@ import re
 import msgspec
 import pytest
 
-from ggrun.server import fields, openai_chat
+from ggrun.server import fields, native_completion, openai_chat
 from ggrun.server.native_completion import InfillRequest
 from ggrun.server.openai_chat import ChatRequest
 from ggrun.server.openai_completions import CompletionRequest
@@ -39,4 +39,4 @@ def test_every_documented_field_exists() -> None:
 
 def test_what_is_called_refused_is() -> None:
     refused = {name for name, words in rows().items() if "refused" in words}
-    assert refused == {*fields.REFUSED, *openai_chat.REFUSED, "best_of"} - {"reasoning_format"}
+    assert refused == {*fields.REFUSED, *openai_chat.REFUSED, *native_completion.REFUSED, "best_of"} - {"reasoning_format"}

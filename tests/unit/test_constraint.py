@@ -192,6 +192,20 @@ def test_a_schema_that_cannot_be_used(tokenizer: Tokenizer, schema: Any, words: 
 
 
 @pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "integer", "format": "int32"}, "7"),
+        ({"type": "number", "format": "double"}, "7.5"),
+        *(({"type": "string", "format": name}, '"a b"') for name in ("password", "binary", "byte", "path", "int64", "json-string")),
+        ({"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "integer"}}, '{"a": 7}'),
+    ],
+    ids=str,
+)
+def test_what_says_nothing_of_the_text_is_let_be(tokenizer: Tokenizer, schema: Any, text: str) -> None:
+    assert takes(constraint_for("json_schema", schema, tokenizer), tokenizer, text)
+
+
+@pytest.mark.parametrize(
     ("kind", "value", "words"),
     [
         ("regex", "(a", ("unclosed group",)),

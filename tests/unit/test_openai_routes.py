@@ -74,6 +74,13 @@ def test_every_sampling_field_arrives() -> None:
     assert sampling.dry_sequence_breakers == ("a",)
 
 
+@pytest.mark.parametrize(("seed", "used"), [(-2, 2**64 - 2), (-(2**63), 2**63), (5, 5), (-1, -1)])
+def test_seeds_may_be_negative(seed: int, used: int) -> None:
+    model = scripted("x")
+    post(model, "/v1/chat/completions", {"messages": HELLO, "seed": seed})
+    assert model.engine.submitted[0]["sampling"].seed == used
+
+
 @pytest.mark.parametrize(
     ("given", "want"),
     [
@@ -161,6 +168,10 @@ def test_tools_and_choices() -> None:
     ("fields", "param"),
     [
         ({"tools": [ADD, ADD]}, "tools[1].function.name"),
+        ({"tools": [ADD, {"type": "web_search"}]}, "tools[1].type"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"reasoning_effort": "banana"}, "reasoning_effort"),
         ({"tools": [ADD], "functions": [ADD["function"]]}, "functions"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "no"}}}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": {"type": "custom", "custom": {"name": "no"}}}, "tool_choice"),
@@ -273,6 +284,13 @@ def test_prompts_of_llama_cpp_that_are_none(prompt: Any, path: str) -> None:
     with pytest.raises(ApiError) as caught:
         native_completion.prompts(prompt)
     assert caught.value.param == path
+
+
+def test_images_beside_a_prompt_of_llama_cpp_are_refused() -> None:
+    with served(scripted("x")) as http:
+        refused = http.post("/completion", json={"prompt": "a", "image_data": [{"data": "AA", "id": 1}]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "image_data")
+        assert http.post("/completion", json={"prompt": "a", "image_data": []}).status_code == 200
 
 
 # ---- the shape of answers

@@ -1,6 +1,7 @@
 """Bodies: what is read, what is refused, and how the field at fault is named."""
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -89,6 +90,13 @@ def test_only_json(kind: str, client: TestClient) -> None:
     answer = client.post("/ask", content=b'{"text": "a"}', headers={"content-type": kind} if kind else {})
     assert answer.status_code == 415
     assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_a_packed_body_is_named(client: TestClient) -> None:
+    answer = client.post("/ask", content=gzip.compress(b'{"text": "a"}'), headers={**JSON, "content-encoding": "gzip"})
+    assert answer.status_code == 415
+    assert "Content-Encoding" in answer.json()["error"]["message"]
+    assert client.post("/ask", content=b'{"text": "a"}', headers={**JSON, "content-encoding": "identity"}).status_code == 200
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])

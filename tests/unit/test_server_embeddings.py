@@ -82,6 +82,12 @@ def test_openais_inputs(http: TestClient, given: Any, n: int) -> None:
     assert made["usage"]["prompt_tokens"] == made["usage"]["total_tokens"] > 0
 
 
+def test_null_is_as_good_as_nothing(http: TestClient) -> None:
+    plain = http.post("/v1/embeddings", json={"input": "a"}).json()
+    nothing = {"encoding_format": None, "dimensions": None, "user": None, "embd_normalize": None}
+    assert http.post("/v1/embeddings", json={"input": "a", **nothing}).json()["data"] == plain["data"]
+
+
 def test_base64_is_little_endian_float32(http: TestClient) -> None:
     made = http.post("/v1/embeddings", json={"input": "Hello", "encoding_format": "base64"}).json()
     assert np.frombuffer(base64.b64decode(made["data"][0]["embedding"]), "<f4").tolist() == pytest.approx(UNIT)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ggrun.errors import GgrunError
+from ggrun.plan.ledger import Ledger
 from ggrun.plan.planner import DoesNotFit
 from ggrun.server.errors import ApiError
 from ggrun.server.settings import Settings
@@ -33,7 +34,7 @@ class Memory:
             self.free += n_bytes
             self.closed.append(name)
 
-        def load() -> Any:
+        def load(taken: object) -> Any:
             self.gate.wait()
             if self.problem:
                 raise self.problem
@@ -41,9 +42,9 @@ class Memory:
                 raise DoesNotFit(f"{name} takes {n_bytes} and {self.free} are free")
             self.free -= n_bytes
             self.opened.append(name)
-            return SimpleNamespace(name=name, plan=SimpleNamespace(shape=SimpleNamespace(n_seqs=1)), close=close)
+            return SimpleNamespace(name=name, plan=SimpleNamespace(shape=SimpleNamespace(n_seqs=1), ledger=Ledger(())), close=close)
 
-        return Entry(name, None, load, aliases, fits_beside=beside or (lambda: n_bytes <= self.free))
+        return Entry(name, None, load, aliases, fits_beside=lambda taken: beside() if beside else n_bytes <= self.free)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

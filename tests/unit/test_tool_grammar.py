@@ -193,6 +193,29 @@ def test_texts_in_tags_keep_to_length_pattern_and_options() -> None:
         assert arguments.keys() == schema["properties"].keys()
 
 
+@pytest.mark.parametrize(
+    "parameters", [None, {}, {"type": "object", "properties": {}}, {"properties": {"a": {"const": 1}}, "required": ["a"]}], ids=str
+)
+def test_arguments_that_nobody_named_do_not_come(parameters: Any) -> None:
+    tool = {"type": "function", "function": {"name": "now", "parameters": parameters}}
+    row = next(row for row in FORMATS if row.dialect == "json" and not row.argument)
+    style = style_of(row)
+    grammar = call_grammar(row, [tool], parallel=False)
+    want = {"a": 1} if parameters and parameters["properties"] else {}
+    for seed in range(20):
+        parser = OutputParser(style, [tool])
+        deltas = parser.push(walk(grammar, tokenizer_of(style, False), seed, frozenset())) + parser.finish()
+        assert read_calls(deltas) == [("now", want)]
+
+
+def test_an_object_of_anything_stays_one() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", **more}}} for more in
+             ({}, {"additionalProperties": True, "properties": {}}, {"patternProperties": {"^x": {}}, "properties": {}})]  # fmt: skip
+    row = next(row for row in FORMATS if row.dialect == "json" and not row.argument)
+    for tool in tools:
+        assert '"additionalProperties": false' not in call_grammar(row, [tool])
+
+
 def test_what_cannot_be_forced_is_refused() -> None:
     with pytest.raises(TextError, match="'other', which is not among the tools"):
         call_grammar(FORMATS[0], TOOLS, "other")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _SPACES: Final = {"whitespace_flexible": True, "whitespace_pattern": r" |\n {0,24}", "item_separator": ",", "key_separator": ":"}
 _ANY_TEXT: Final = r"/(.|\n)*/"
 _DEFINITIONS: Final = ("$defs", "definitions")
+# what may name or allow other properties of an object than its own list does
+_OPENERS: Final = frozenset("additionalProperties patternProperties $ref allOf anyOf oneOf minProperties maxProperties".split())
 _MAX_DEPTH: Final = 16  # of schemas in each other, where their grammar is written here
 
 
@@ -98,7 +100,7 @@ class _Grammar:
         """A call behind what all calls begin with."""
         name = str(function["name"])
         parameters = self._prepare(function.get("parameters") or {})
-        schema = {**parameters, "type": "object"} if isinstance(parameters, Mapping) else {"type": "object"}
+        schema = _closed({**parameters, "type": "object"} if isinstance(parameters, Mapping) else {"type": "object"}, bool(parameters))
         spelling = spelling.replace("«name»", _quoted(name)[1:-1] if self._row.shape.name_key else name)
         symbols = []
         for part in SLOTS.split(spelling):
@@ -248,6 +250,14 @@ def _json(schema: Any, root: Mapping[str, Any] | None = None) -> str:
     if not isinstance(schema, Mapping):
         schema = {} if schema is True else {"not": {}} if schema is False else {}
     return f"%json {json.dumps({**shared, **schema, 'x-guidance': _SPACES})}"
+
+
+def _closed(schema: dict[str, Any], described: bool) -> dict[str, Any]:
+    """A function's parameters, and no arguments beside those it lists, unless it says that there may be others or what they are."""
+    properties = schema.get("properties", None if described else {})
+    if not isinstance(properties, Mapping) or not _OPENERS.isdisjoint(schema) or not set(schema.get("required", ())) <= set(properties):
+        return schema
+    return {**schema, "properties": properties, "additionalProperties": False}
 
 
 def _members(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[str]]:
