@@ -123,7 +123,6 @@ REFUSED: Mapping[str, str] = {
     "--webui-mcp-proxy",
     "models.toml names several models": "--models-dir P=LLAMA_ARG_MODELS_DIR, --models-preset P=LLAMA_ARG_MODELS_PRESET,"
     "--no-models-autoload",
-    "thinking ends with --reasoning-budget, without words of its own": "--reasoning-budget-message M=LLAMA_ARG_THINK_BUDGET_MESSAGE",
     "what a template keeps of earlier thoughts is its own business; --chat-template-kwargs may tell it": "--no-reasoning-preserve",
     "tool calls and thoughts are always told apart; --reasoning-format none leaves thoughts in the text": "--skip-chat-parsing"
     "=LLAMA_ARG_SKIP_CHAT_PARSING",

@@ -182,7 +182,10 @@ class AnswerOptions:
     reasoning_format: Annotated[
         ReasoningFormat,
         _answers(
-            "--reasoning-format", env="LLAMA_ARG_THINK", shown="auto", help="auto, deepseek: into reasoning_content; none: left in the text"
+            "--reasoning-format",
+            env="LLAMA_ARG_THINK",
+            shown="auto",
+            help="auto, deepseek: into reasoning_content; deepseek-legacy: into both; none: left in the text",
         ),
     ] = "auto"
     reasoning: Annotated[
@@ -196,8 +199,24 @@ class AnswerOptions:
         ),
     ] = None
     reasoning_budget: Annotated[
-        int, _answers("--reasoning-budget", metavar="N", env="LLAMA_ARG_THINK_BUDGET", shown="-1: no limit", help="0: no thinking")
+        int,
+        _answers(
+            "--reasoning-budget",
+            metavar="N",
+            env="LLAMA_ARG_THINK_BUDGET",
+            shown="-1: no limit",
+            help="tokens of thought, after which the answer begins; 0: no thinking",
+        ),
     ] = -1
+    reasoning_budget_message: Annotated[
+        str | None,
+        _answers(
+            "--reasoning-budget-message",
+            metavar="TEXT",
+            env="LLAMA_ARG_THINK_BUDGET_MESSAGE",
+            help="the last words of a thought that is ended by its budget",
+        ),
+    ] = None
     prefill_assistant: Annotated[
         bool,
         _answers(

@@ -20,10 +20,8 @@ def server_settings(
         raise GgrunError("--reranking: no reranker is supported yet")
     if routes.pooling in ("none", "rank"):
         raise GgrunError(f"--pooling {routes.pooling} is not supported; embeddings are made by mean, cls or last")
-    if answers.reasoning_format == "deepseek-legacy":
-        raise GgrunError("--reasoning-format deepseek-legacy is not supported; deepseek tells thoughts apart, none leaves them in the text")
-    if answers.reasoning_budget > 0:
-        raise GgrunError(f"--reasoning-budget {answers.reasoning_budget}: thinking is not cut after some tokens; 0 switches it off")
+    if answers.reasoning_budget < -1:
+        raise GgrunError(f"--reasoning-budget {answers.reasoning_budget}: give a number of tokens, 0 for no thinking, or -1 for no limit")
     if not answers.jinja:
         raise GgrunError("--no-jinja: chats always go through a template here; --chat-template names another")
     if not cache.cont_batching:
@@ -48,6 +46,7 @@ def server_settings(
         cache_prompt=cache.cache_prompt,
         reasoning_format=answers.reasoning_format,
         reasoning_budget=0 if answers.reasoning == "off" else answers.reasoning_budget,
+        reasoning_budget_message=answers.reasoning_budget_message or "",
         prefill_assistant=answers.prefill_assistant,
         template=_template_variables(answers),
         timeout=_seconds("--timeout", limits.timeout),

@@ -31,6 +31,7 @@ from ggrun.runtime.hidden import HeadNorm
 from ggrun.text import ChatTemplate, Tokenizer, chat_template, load_tokenizer
 
 if TYPE_CHECKING:
+    from ggrun.engine.budget import ThoughtBudget
     from ggrun.engine.constraint import Constraint
     from ggrun.engine.status import EngineStatus
 
@@ -115,6 +116,7 @@ class Engine:
         strip_space: bool = False,
         n_top: int = 0,
         constraint: Constraint | None = None,
+        budget: ThoughtBudget | None = None,
         truncate: bool = False,
         cache_prompt: bool = True,
         prompt_logprobs: bool = False,
@@ -123,21 +125,21 @@ class Engine:
         """Continue token ids: up to n_predict tokens (-1: until the model ends or the context is full).
 
         on_overflow "shift" drops the older half of what follows the first `keep` tokens when the context is full (keep < 0: the whole
-        prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens; shown: of these.
-        strip_space: the text answers a chat, so drop the space that SentencePiece vocabularies put before it. n_top: how many likeliest
-        tokens each event tells; -1: no log probabilities at all, which is faster. constraint: what the answer must look like (for this
-        answer alone; see `constraint_for`); it is "stop"ped as soon as nothing may follow. truncate: of a prompt that does not fit, drop
-        what follows the first `keep` tokens (and the one that begins every text) until half of the rest is free, and count it in
+        prompt) and counts it in Generation.n_shifted. show_special: also the text of special tokens; shown: of these. strip_space: the text
+        answers a chat, so drop the space that SentencePiece vocabularies put before it. n_top: how many likeliest tokens each event tells;
+        -1: no log probabilities at all, which is faster. constraint: what the answer must look like (for this answer alone; see
+        `constraint_for`); it is "stop"ped as soon as nothing may follow. budget: how long it may think. truncate: of a prompt that does not
+        fit, drop what follows the first `keep` tokens (and the one that begins every text) until half of the rest is free, and count it in
         Generation.n_cut. cache_prompt False: compute all of the prompt anew. prompt_logprobs: tell the prompt's own tokens, too, with n_top
-        likeliest ones each, in Generation.prompt_scores, and the token that ends
-        the answer as an event; all of the prompt is computed anew for that, Options.n_logits of its tokens a
-        step at most, and it must fit. listener: see Generation. Raises ContextExceeded, or GgrunError for ids that cannot be run.
+        likeliest ones each, in Generation.prompt_scores, and the token that ends the answer as an event; all of the prompt is computed anew
+        for that, Options.n_logits of its tokens a step at most, and it must fit. listener: see Generation. Raises ContextExceeded, or
+        GgrunError for ids that cannot be run.
         """
         ids = self._checked(prompt_ids, fits=prompt_logprobs or (on_overflow != "shift" and not truncate))
         sampling = sampling or Sampling()
         if n_top < -1:
             raise GgrunError(f"n_top must be at least 0, or -1 for no log probabilities, not {n_top}")
-        sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer, n_top=n_top, constraint=constraint)
+        sampler = Sampler(sampling, self.spec.n_vocab, self.tokenizer, n_top=n_top, constraint=constraint, budget=budget)
         ends = frozenset() if sampling.ignore_eos else self.tokenizer.end_of_generation
         generation = Generation(ids, sampler.seed, self._loop.cancel, listener)
         scores = PromptScores(ids, n_top) if prompt_logprobs else None

@@ -295,13 +295,16 @@ class Loop:
             constraint.mask()  # waits, so that `done` is known
             if constraint.done:
                 return self._finish(s, "stop")
+        forced = s.sampler.forced
         token = _sample(s.sampler, logits, item.row)
-        if token.id in s.end_of_generation:
+        if token.id in s.end_of_generation and token.id != forced:
             if s.scores:  # who measures a text wants to know how likely its end is
                 timings.predicted_n += 1
                 s.generation.put(TokenEvent(token.id, "", token.logprob, token.top))
             return self._finish(s, "stop")
         s.sampler.accept(token.id)
+        if s.sampler.budget is not None:
+            s.sampler.budget.accept(token.id)
         if constraint is not None:
             constraint.accept(token.id)
         s.tokens.append(token.id)

@@ -6,10 +6,11 @@ Knows masks, token ids and the marks of a thought; must not know templates or wh
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
+
+from ggrun.engine.budget import ids_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class AfterThought:
     def __init__(self, inner: Constraint, tokenizer: Tokenizer, begin: str, end: re.Pattern[bytes], opened: bool) -> None:
         self._inner = inner
         self._tokenizer = tokenizer
-        self._begin = _ids(tokenizer, begin)
+        self._begin = ids_of(tokenizer, begin)
         self._begin_text, self._end = begin, end
         self._state: State = "within" if opened else "undecided"
         self._n_begun = 0
@@ -85,12 +86,6 @@ class AfterThought:
         twin = AfterThought(self._inner.copy(), self._tokenizer, self._begin_text, self._end, False)
         twin._state, twin._n_begun, twin._tail = self._state, self._n_begun, self._tail
         return twin
-
-
-def _ids(tokenizer: Tokenizer, mark: str) -> Sequence[int]:
-    """The tokens a model writes a mark with."""
-    parts = tokenizer.split_special(mark)
-    return [id_ for part in parts for id_ in ([part] if isinstance(part, int) else tokenizer.encode_part(part))]
 
 
 def _set(words: NDArray[np.uint32], id_: int, value: bool) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ggrun.engine.budget import ThoughtBudget
     from ggrun.engine.candidates import Candidates
     from ggrun.engine.constraint import Constraint
     from ggrun.text import Tokenizer
@@ -200,8 +201,8 @@ class Sampler:
 
     Begin with the prompt, then accept every token of the answer, in order. `seed` is the one in use; n_top: how many likeliest tokens
     are told with each; -1: no logarithms at all, which saves half of the time. constraint: what the answer must look like; only tokens
-    of its mask are candidates, and its `accept` is the caller's to call, for tokens of the answer alone. GgrunError for a logit_bias
-    outside the vocabulary.
+    of its mask are candidates. budget: how long a thought may be; the token it forces comes, unless the constraint forbids it. The
+    `accept` of both is the caller's to call, for tokens of the answer alone. GgrunError for a logit_bias outside the vocabulary.
     """
 
     def __init__(
@@ -211,6 +212,7 @@ class Sampler:
         tokenizer: Tokenizer | None = None,
         constraint: Constraint | None = None,
         n_top: int = 0,
+        budget: ThoughtBudget | None = None,
     ) -> None:
         import numpy as np
 
@@ -219,6 +221,7 @@ class Sampler:
 
         self.sampling = sampling
         self.constraint = constraint
+        self.budget = budget
         self._steps = CHAINS[sampling.mirostat](sampling)
         self._n_top = min(n_top, n_vocab)
         self.seed = sampling.seed if sampling.seed >= 0 else secrets.randbits(32)
@@ -235,8 +238,17 @@ class Sampler:
         self._bias_ids = np.fromiter((id_ for id_ in bias if id_ < n_vocab), np.int64)
         self._bias_values = np.fromiter((value for id_, value in bias.items() if id_ < n_vocab), np.float32)
         seen = 0 if len(self._bias_ids) or constraint is not None else n_highest(sampling)
-        self.n_highest = max(seen, self._n_top) if seen else 0
+        self._n_highest = max(seen, self._n_top) if seen else 0
+
+    @property
+    def n_highest(self) -> int:
         """How many of the highest logits are all that is looked at, for `sample_highest`; 0: every logit is."""
+        return 0 if self.forced is not None else self._n_highest
+
+    @property
+    def forced(self) -> int | None:
+        """The token that ends a thought which took too long, where it comes next."""
+        return self.budget.forced if self.budget is not None else None
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Note the tokens that the text begins with."""
@@ -266,6 +278,8 @@ class Sampler:
         top = Candidates(logits).likeliest(self._n_top) if self._n_top > 0 else ()
         if self.constraint is not None:
             candidates.allow(self.constraint.mask())
+        if (forced := self.forced) is not None and (candidates.ids is None or forced in candidates.ids):
+            return self._token(forced, float(logits[forced]), log_total, top)
         if len(self._bias_ids):
             candidates.add(self._bias_ids, self._bias_values)
         id_ = self._choose(candidates)

@@ -22,11 +22,12 @@ from ggrun.server.reading import Parsed, Plain, Reader, style_of
 from ggrun.server.rendering import begun_by, prompt_of
 from ggrun.server.settings import Settings
 from ggrun.server.task import Call, End, Piece, Task, Text, Thought, TokenLog
-from ggrun.server.thinking import thinking
+from ggrun.server.thinking import budget_of, thinking
 from ggrun.text.output import OutputParser
 from ggrun.text.reasoning import ReasoningFormat
 
 if TYPE_CHECKING:
+    from ggrun.engine.budget import ThoughtBudget
     from ggrun.engine.constraint import Constraint
     from ggrun.server.shelf import Defaults, OpenModel, Shelf
     from ggrun.text import Tokenizer
@@ -121,7 +122,7 @@ def with_defaults(task: Task, defaults: Defaults, settings: Settings) -> Task:
     return replace(
         task,
         template={
-            **(thinking(False) if settings.reasoning_budget == 0 else {}),
+            **(thinking(False) if (settings.reasoning_budget if task.thought_limit is None else task.thought_limit) == 0 else {}),
             **settings.template,
             **defaults.template,
             **task.template,
@@ -132,6 +133,8 @@ def with_defaults(task: Task, defaults: Defaults, settings: Settings) -> Task:
         shift=settings.context_shift if task.shift is None else task.shift,
         cache_prompt=settings.cache_prompt if task.cache_prompt is None else task.cache_prompt,
         reasoning=settings.reasoning_format != "none" if task.reasoning is None else task.reasoning,
+        thought_limit=settings.reasoning_budget if task.thought_limit is None else task.thought_limit,
+        last_thought=settings.reasoning_budget_message,
     )
 
 
@@ -160,9 +163,17 @@ def submit(answer: Answer, prepared: Sequence[Prepared]) -> None:
             sampling = replace(p.sampling, seed=(seed + i) % (1 << 64)) if i and seed >= 0 else p.sampling
             choice = Choice(number, p, reader_of(p, number), TokenLogs(engine.tokenizer, task.n_top, task.special, shown))
             try:
-                answer.start(choice, partial(generate, sampling=sampling, constraint=constraint))
+                answer.start(choice, partial(generate, sampling=sampling, constraint=constraint, budget=_budget(p)))
             except GgrunError as error:
                 raise ApiError(400, str(error)) from None
+
+
+def _budget(p: Prepared) -> ThoughtBudget | None:
+    """What ends a choice's thoughts, where they are limited."""
+    if p.style is None:
+        return None
+    engine = p.model.engine
+    return budget_of(engine.tokenizer, engine.chat_template, p.style, p.text, p.task)
 
 
 async def collect(answer: Answer) -> list[Whole]:

@@ -58,7 +58,7 @@ class ToolChoice(msgspec.Struct):
 
 
 class Thinking(msgspec.Struct):
-    """type enabled, adaptive and between_tools ask the template for thoughts, disabled for none. A budget is not kept: max_tokens is."""
+    """type enabled, adaptive and between_tools ask the template for thoughts, disabled for none. budget_tokens: the most it thinks."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: int | None = None
@@ -141,6 +141,7 @@ def task_of(request: CountRequest) -> Task:
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         output=_output(request),
         template=_template(request),
+        thought_limit=_thought_limit(request.thinking),
         prefill=messages[-1]["role"] == "assistant",
     )
     if not isinstance(request, MessagesRequest):
@@ -282,6 +283,14 @@ def _template(request: CountRequest) -> dict[str, Any]:
     effort = request.output_config.effort if request.output_config else None
     wish = None if request.thinking is None else request.thinking.type != "disabled"
     return ({"reasoning_effort": EFFORTS[effort]} if effort else {}) | thinking(wish)
+
+
+def _thought_limit(asked: Thinking | None) -> int | None:
+    if asked is None or asked.type == "disabled" or asked.budget_tokens is None:
+        return None
+    if asked.budget_tokens < 1:
+        raise ApiError(400, f"budget_tokens must be at least 1, not {asked.budget_tokens}", param="thinking.budget_tokens")
+    return asked.budget_tokens
 
 
 def _check_edits(management: Any) -> None:

@@ -23,6 +23,7 @@ from ggrun.server.operation import operation
 from ggrun.server.streaming import event
 from ggrun.server.task import Call, End, Output, Task, Text, Thought
 from ggrun.server.thinking import EFFORTS, thinking
+from ggrun.text.reasoning import THINK
 
 MOST_CHOICES: Final = 128
 MOST_LOGPROBS: Final = 20
@@ -74,6 +75,9 @@ class ChatRequest(fields.LlamaFields, kw_only=True):
     function_call: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
     reasoning_format: str | None = None
+    thinking_budget_tokens: int | None = None
+    reasoning_budget_tokens: int | None = None
+    reasoning_budget: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # refused when they ask for something
     audio: Any = None
@@ -94,7 +98,8 @@ class ChatRequest(fields.LlamaFields, kw_only=True):
     service_tier: str | None = None
 
 
-_FORMATS: Final = {"auto": True, "deepseek": True, "none": False}
+_FORMATS: Final = {"auto": True, "deepseek": True, "deepseek-legacy": True, "none": False}
+_LEGACY: Final = "deepseek-legacy"
 REFUSED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "audio": (lambda value: not value, "answers are text"),
     "modalities": (lambda value: set(value) <= {"text"}, "answers are text"),
@@ -113,10 +118,12 @@ REFUSED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
 async def chat(request: Request) -> Response:
     """OpenAI's chat.completions.create."""
     asked = await read(request, ChatRequest)
-    task = task_of(asked, request.app.state.settings.prefill_assistant)
+    settings = request.app.state.settings
+    task = task_of(asked, settings.prefill_assistant)
+    both = (asked.reasoning_format or settings.reasoning_format) == _LEGACY
     if not asked.stream:
-        return await relay.whole(request, asked.model, [task], partial(_whole, asked))
-    return relay.stream(request, asked.model, [task], partial(_frames, asked))
+        return await relay.whole(request, asked.model, [task], partial(_whole, asked, both))
+    return relay.stream(request, asked.model, [task], partial(_frames, asked, both))
 
 
 def task_of(asked: ChatRequest, prefill: bool = True) -> Task:
@@ -149,6 +156,7 @@ def task_of(asked: ChatRequest, prefill: bool = True) -> Task:
         n=n or 1,
         n_top=max(asked.top_logprobs or 0, asked.n_probs or 0) if logs else -1,
         reasoning=None if asked.reasoning_format is None else _FORMATS[asked.reasoning_format],
+        thought_limit=fields.limit(asked, "thinking_budget_tokens", "reasoning_budget_tokens", "reasoning_budget"),
         truncate=bool(asked.truncate),
         shift=asked.context_shift,
         prefill=prefill and messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"),
@@ -173,13 +181,24 @@ def _output(asked: ChatRequest) -> Output | None:
     return Output("json_schema", schema, param)
 
 
-def _whole(asked: ChatRequest, answer: Answer, wholes: Sequence[Whole]) -> dict[str, Any]:
+def _tags(answer: Answer) -> tuple[str, str]:
+    """The marks around a thought in the content: the model's own where it has plain ones."""
+    style = answer.choices[0].prepared.style
+    return (style.reasoning.begin, style.reasoning.end) if style and not style.reasoning.channels else (THINK.begin, THINK.end)
+
+
+def _whole(asked: ChatRequest, both: bool, answer: Answer, wholes: Sequence[Whole]) -> dict[str, Any]:
+    """both: thoughts are in the content, too, with their tags."""
     ends = [whole.end for whole in wholes if whole.end]
     choices = []
     for index, (whole, end) in enumerate(zip(wholes, ends, strict=True)):
         message: dict[str, Any] = {"role": "assistant", "content": whole.text or (None if whole.calls else ""), "refusal": None}
         if whole.thought:
             message["reasoning_content"] = whole.thought
+        if whole.thought and both:
+            begin, end_tag = _tags(answer)
+            is_cut = end.reason == "length" and not whole.text and not whole.calls
+            message["content"] = f"{begin}{whole.thought}{'' if is_cut else end_tag}{whole.text}"
         calls = [{"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in whole.calls.values()]
         if calls and asked.functions:
             message["function_call"] = calls[0]["function"]
@@ -191,11 +210,13 @@ def _whole(asked: ChatRequest, answer: Answer, wholes: Sequence[Whole]) -> dict[
     return {**body, "choices": choices, "usage": usage(ends, len(ends)), **added(ends)}
 
 
-async def _frames(asked: ChatRequest, answer: Answer) -> AsyncGenerator[bytes, None]:
+async def _frames(asked: ChatRequest, both: bool, answer: Answer) -> AsyncGenerator[bytes, None]:
     with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
     start = head(answer, relay.new_id("chatcmpl-"), "chat.completion.chunk", int(time.time()))
     logged = bool(asked.logprobs or asked.n_probs)
     begun: set[int] = set()
+    within: set[int] = set()  # choices whose content is in a thought
+    begin_tag, end_tag = _tags(answer) if both else ("", "")
     ends: list[End] = []
 
     def frame(index: int, delta: dict[str, Any], logs: Any = None, reason: str | None = None, **more: Any) -> bytes:
@@ -208,11 +229,16 @@ async def _frames(asked: ChatRequest, answer: Answer) -> AsyncGenerator[bytes, N
         if index not in begun:
             begun.add(index)
             yield frame(index, {"role": "assistant", "content": "", "refusal": None})
+        if index in within and (isinstance(piece, (Text, Call)) or (isinstance(piece, End) and piece.reason != "length")):
+            within.discard(index)
+            yield frame(index, {"content": end_tag})
         match piece:
             case Text(text=text, tokens=tokens) if text or tokens:
                 yield frame(index, {"content": text}, chat_logs(tokens) if logged else None)
             case Thought(text=text, tokens=tokens):
-                yield frame(index, {"reasoning_content": text}, chat_logs(tokens) if logged else None)
+                content = {"content": ("" if index in within else begin_tag) + text} if both else {}
+                within |= {index} if both else set()
+                yield frame(index, {"reasoning_content": text, **content}, chat_logs(tokens) if logged else None)
             case Call() if piece.id or piece.name or piece.arguments:
                 yield frame(index, _delta(asked, piece))
             case relay.PromptProgress():

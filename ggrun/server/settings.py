@@ -18,7 +18,8 @@ class Settings:
     hosts: the addresses it listens at. allowed_hosts: more names a Host header may have. cors_origins: origins of other sites' pages
     that may ask ("*": any, "localhost": any page of this machine). timeout: for a whole answer. read_timeout: for a request to arrive.
     max_queue: requests that may wait for a slot of one model. sleep_idle: after so long without a request memory is freed (-1: never).
-    context_shift, cache_prompt, reasoning_format, reasoning_budget, template, prefill_assistant: what requests have that do not say.
+    context_shift, cache_prompt, reasoning_format, reasoning_budget (and the message that ends it), template, prefill_assistant: what
+    requests have that do not say.
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1",)
@@ -38,6 +39,7 @@ class Settings:
     cache_prompt: bool = True
     reasoning_format: ReasoningFormat = "auto"
     reasoning_budget: int = -1
+    reasoning_budget_message: str = ""
     prefill_assistant: bool = True
     template: Mapping[str, Any] = field(default_factory=dict)
     timeout: float = 3600.0

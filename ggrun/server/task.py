@@ -34,7 +34,9 @@ class Task:
     what it does not set has the model's or the server's default. n_predict: -1 for no limit, None for the default. n_top: likeliest tokens
     to report beside each (-1: no log probabilities at all). prompt_logs: of the prompt's tokens, too. reasoning: whether thinking is told
     apart from the answer. truncate: drop the prompt's middle rather than refuse it. shift: drop the context's older half when it is full.
-    special: show special tokens, too. reasoning, shift and cache_prompt None: the server's default.
+    special: show special tokens, too. thought_limit: tokens it may think; -1: any number; last_thought: what is written where
+    they are up. thought_limit, reasoning, shift and cache_prompt None: the
+    server's default.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
@@ -56,6 +58,8 @@ class Task:
     n_top: int = -1
     prompt_logs: bool = False
     reasoning: bool | None = None
+    thought_limit: int | None = None
+    last_thought: str = ""
     truncate: bool = False
     shift: bool | None = None
     special: bool = False

@@ -473,22 +473,29 @@ def test_flags_of_llama_server_start_it() -> None:
         assert served.ask("POST", "/v1/chat/completions", CHAT)[1]["model"] == "one"
 
 
-def test_a_memory_budget_is_that_of_all_models_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = REPO / "ggrun" / "data" / "pydoc.gguf"
-    tables = [f'[models.{name}]\npath = "{model}"\nn_ctx = 512\n' for name in "abc"]
-    (tmp_path / "models.toml").write_text("".join(tables) + 'ram_budget = "1MiB"\n')
-    monkeypatch.chdir(tmp_path)
-    with Served("--ram-budget", "166MiB", "-cram", "0") as server:
-
-        def ask(name: str) -> tuple[int, dict[str, str]]:
-            status, _ = server.post("/completion", {"model": name, "prompt": "json", "n_predict": 1})
-            return status, {one["id"]: one["status"]["value"] for one in server.get("/v1/models")["data"]}
-
-        assert ask("a") == (200, {"a": "loaded", "b": "unloaded", "c": "unloaded"})
-        assert ask("b") == (200, {"a": "unloaded", "b": "loaded", "c": "unloaded"})
-        assert ask("a") == (200, {"a": "loaded", "b": "unloaded", "c": "unloaded"})
-        assert ask("c")[0] == 503  # its own limit
-    with Served("--ram-budget", "180MiB", "-cram", "0") as server:
-        for name in "abab":
-            assert server.post("/completion", {"model": name, "prompt": "json", "n_predict": 1})[0] == 200
-        assert [one["status"]["value"] for one in server.get("/v1/models")["data"]] == ["loaded", "loaded", "unloaded"]
+def test_thoughts_end_in_time(tmp_path: Path) -> None:
+    template = tmp_path / "thinker.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}")
+    flags = ("--reasoning-budget", "6", "--reasoning-budget-message", " Enough.", "--ignore-eos", "--temp", "0", "--context-shift")
+    with Served("--chat-template-file", template, *flags) as server:
+        body = {"messages": CHAT["messages"], "max_tokens": 40}
+        _, answer = server.ask("POST", "/v1/chat/completions", body)
+        message, usage = answer["choices"][0]["message"], answer["usage"]
+        assert message["reasoning_content"].endswith(" Enough.")
+        assert message["content"]
+        assert "</think>" not in message["content"]
+        assert 6 < usage["completion_tokens_details"]["reasoning_tokens"] < 20
+        assert usage["completion_tokens"] == 40
+        deltas = [frame["choices"][0]["delta"] for frame in server.frames("/v1/chat/completions", {**body, "stream": True})[:-1]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == message["content"]
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 0, "maximum": 99}}}
+        _, answer = server.ask("POST", "/v1/chat/completions", {**body, "response_format": form, "thinking_budget_tokens": 3})
+        assert answer["choices"][0]["message"]["content"].strip().isdigit()
+        assert answer["choices"][0]["message"]["reasoning_content"].endswith(" Enough.")
+        free = server.ask("POST", "/v1/chat/completions", {**body, "thinking_budget_tokens": -1})[1]["choices"][0]["message"]
+        assert not free["content"]
+        asked = {**body, "thinking": {"type": "enabled", "budget_tokens": 2}}
+        thought, said = server.ask("POST", "/v1/messages", asked)[1]["content"]
+        assert thought["thinking"].endswith(" Enough.")
+        assert said["text"]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ggrun.server.answering import Whole, ask, collect
+from ggrun.server.settings import Settings
 from ggrun.server.task import Call, End, Piece, Task, Text, Thought
 from tests.unit.scripted import OneModel, scripted, tokenizer
 from tests.unit.test_answering import HELLO, run
@@ -44,6 +45,45 @@ def test_thoughts_are_told_apart_and_counted(source: str) -> None:
     thought = len(tokenizer().encode("Hmm, a list.", add_special=False))
     assert thought <= answer.end.usage.thought < answer.end.usage.answer
     assert answer.end.reason == "stop"
+
+
+@pytest.mark.parametrize(("asked", "served", "limit"), [(None, -1, None), (None, 7, 7), (3, 7, 3), (-1, 7, None), (0, -1, 0)])
+def test_thoughts_are_limited_as_the_request_or_the_server_says(asked: int | None, served: int, limit: int | None) -> None:
+    model = scripted("Hmm.", source=OPENED)
+    shelf = OneModel(model)
+    shelf.settings = Settings(reasoning_budget=served, reasoning_budget_message=" Enough.")
+
+    async def work() -> None:
+        await collect(await ask(shelf, None, Task(messages=HELLO, thought_limit=asked)))
+
+    run(work())
+    budget = model.engine.submitted[0]["budget"]
+    if limit is None:
+        assert budget is None
+        return
+    for id_ in tokenizer().encode_part("a" * 200)[:limit]:
+        assert budget.forced is None
+        budget.accept(id_)
+    forced = []
+    while budget.forced is not None:
+        forced.append(budget.forced)
+        budget.accept(forced[-1])
+    assert tokenizer().decode(forced) == " Enough.</think>"
+
+
+def test_thoughts_of_gpt_oss_end_in_its_answer() -> None:
+    model = scripted("x", source=THINKER.replace("<think>", "<|channel|>analysis<|message|>"))
+    whole(model, thought_limit=2)
+    budget = model.engine.submitted[0]["budget"]
+    said = []
+    for id_ in tokenizer().encode_part("<|channel|>analysis<|message|>one two three four five six seven"):
+        while budget.forced is not None:
+            said.append(budget.forced)
+            budget.accept(said[-1])
+        said.append(id_)
+        budget.accept(id_)
+    assert "<|end|><|start|>assistant<|channel|>final<|message|>" in tokenizer().decode(said)
+    assert tokenizer().decode(said).endswith("six seven")
 
 
 def test_thoughts_stay_in_the_text_where_that_is_asked_for() -> None:

@@ -126,6 +126,8 @@ def test_what_reaches_the_template() -> None:
     assert task(reasoning_effort="high", chat_template_kwargs={"x": 1, "enable_thinking": False}).template["enable_thinking"] is False
     assert task(reasoning_format="none").reasoning is False
     assert task(reasoning_format="deepseek").reasoning is True
+    assert task(thinking_budget_tokens=5).thought_limit == task(reasoning_budget_tokens=5).thought_limit == 5
+    assert (task(reasoning_budget=-1).thought_limit, task().thought_limit) == (-1, None)
     assert task().reasoning is None
 
 
@@ -176,7 +178,7 @@ def test_tools_and_choices() -> None:
         ({"tools": [ADD], "tool_choice": "perhaps"}, "tool_choice"),
         ({"grammar": 'root ::= "a"', "json_schema": {}}, "grammar"),
         ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "response_format"),
-        ({"reasoning_format": "deepseek-legacy"}, "reasoning_format"),
+        ({"reasoning_format": "deepseek-new"}, "reasoning_format"),
         ({"verbosity": "low"}, "verbosity"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"audio": {"voice": "x"}}, "audio"),
@@ -351,6 +353,27 @@ def test_a_failure_in_a_stream_is_its_last_event() -> None:
         response = http.post("/v1/chat/completions", json={"messages": HELLO, "stream": True})
         assert response.status_code == 500  # nothing was said yet
         assert response.json()["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize(
+    ("said", "max_tokens", "content", "thought"),
+    [
+        ("<think>\nHmm, so.</think>\n\nYes.", None, "<think>Hmm, so.</think>Yes.", "Hmm, so."),
+        ("<think>\nHmm, so.</think>\n\nYes.", len(tokenizer().encode("<think>\nHmm, so", add_special=False)), "<think>Hmm", "Hmm"),
+        ("Yes.", None, "Yes.", ""),
+        ("<think>So.</think>" + CALL, None, "<think>So.</think>", "So."),
+    ],
+)
+def test_thoughts_in_both_places(said: str, max_tokens: int | None, content: str, thought: str) -> None:
+    body = {"messages": HELLO, "reasoning_format": "deepseek-legacy", "max_tokens": max_tokens, "tools": [ADD]}
+    message = post(scripted(said, source=THINKER), "/v1/chat/completions", body)["choices"][0]["message"]
+    assert message["content"].startswith(content) if max_tokens else message["content"] == content
+    assert message.get("reasoning_content", "").startswith(thought)
+    assert ("tool_calls" in message) == (CALL in said)
+    frames = chunks(scripted(said, source=THINKER), "/v1/chat/completions", body)[:-1]
+    deltas = [frame["choices"][0]["delta"] for frame in frames]
+    assert "".join(delta.get("content") or "" for delta in deltas) == message["content"]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message.get("reasoning_content", "")
 
 
 def test_completions_and_their_log_probabilities() -> None:

@@ -148,6 +148,7 @@ def test_settings_reach_the_task() -> None:
     function = {"name": "weather", "description": "Of a town.", "parameters": {"type": "object"}}
     assert made.tools == [{"type": "function", "function": function}]
     assert (made.tool_choice, made.parallel_tool_calls) == ("required", False)
+    assert made.thought_limit == 2000
     assert made.template == {"reasoning_effort": "high", "enable_thinking": True, "thinking": True}
     assert made.output == Output("json_schema", {"type": "object"}, "output_config.format.schema")
     assert (made.stop, made.sampling, made.n_predict) == (("a", "b"), {"temperature": 0.5, "top_k": 3}, 9)
