@@ -39,7 +39,8 @@ async def ask(request: Request) -> Response:
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    app = fake_app(Settings(max_body=1 << 20), Route("/ask", ask, methods=["POST"]), Route("/v1/ask", ask, methods=["POST"]), Route("/api/ask", ask, methods=["POST"]))
+    routes = [Route(path, ask, methods=["POST"]) for path in ("/ask", "/v1/ask", "/api/ask")]
+    app = fake_app(Settings(max_body=1 << 20), *routes)
     with TestClient(app, BASE) as http:
         yield http
 
