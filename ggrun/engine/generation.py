@@ -72,10 +72,10 @@ class Finished:
 class Generation:
     """Iterate for TokenEvents as they come; afterwards the fields hold the whole. Iterating twice yields nothing more.
 
-    state: in the queue (again, after it was preempted), its prompt being computed, answering, or done. slot: which it has, -1 for none.
-    n_cut: tokens of the prompt that `truncate` dropped. prompt_scores: what the model thought of the prompt's second and later
-    tokens, where that was asked for; complete once the first event has come. listener: called after each event, by whichever thread puts
-    it; one that raises is not called again.
+    state: in the queue (again, after it was preempted), its prompt being computed, answering, or done. slot: which it has, or had last
+    when it is done; -1 for none. n_cut: tokens of the prompt that `truncate` dropped. prompt_scores: what the model thought of the prompt's
+    second and later tokens, where that was asked for; complete once the first event has come. listener: called after each event, by
+    whichever thread puts it; one that raises is not called again.
     """
 
     def __init__(

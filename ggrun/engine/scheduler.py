@@ -136,7 +136,7 @@ class Scheduler:
         self.running.remove(sequence)
         self._slots.append(sequence.slot)
         self.held[sequence.slot] = sequence.tokens[: sequence.n_computed]
-        sequence.slot = sequence.generation.slot = -1
+        sequence.slot = -1
         sequence.leader = None
         sequence.drop_blocks(self._pool)
         self._abandon(sequence)
@@ -144,6 +144,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue: its tokens so far are computed again when there is room."""
         self._stop(sequence)
+        sequence.generation.slot = -1
         sequence.generation.enter("waiting")
         self.waiting.appendleft(sequence)
         self.n_preempted += 1

@@ -75,6 +75,7 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.shelf, app.state.settings, app.state.lifetime = shelf, settings, Lifetime()
+    app.state.props = {}  # of models by name, as they were told last
     return app
 
 

@@ -36,7 +36,7 @@ async def read(request: Request, kind: type[T]) -> T:
 
     Fields that `kind` has not are told of once, on stderr.
     """
-    if not _is_json(request.headers.get("content-type", "")):
+    if not _is_json(request.headers.get("content-type") or _unsaid(request)):
         raise ApiError(415, "send the body as JSON, with the header Content-Type: application/json", code="unsupported_media_type")
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise ApiError(415, "send the body as it is, without a Content-Encoding", code="unsupported_media_type")
@@ -91,6 +91,11 @@ def decoded(data: bytes, kind: type[T], path: str = "") -> T:
         if known is not None and name not in known:
             _warn(path, name)
     return value
+
+
+def _unsaid(request: Request) -> str:
+    """The type of a body without one: some programs send Ollama's requests so. A page's would have an Origin, or a form's type."""
+    return "application/json" if request.url.path.startswith("/api/") and "origin" not in request.headers else ""
 
 
 def _is_json(content_type: str) -> bool:

@@ -41,7 +41,6 @@ class Choice:
         self.too_slow = False
         self._enough = False
         self.n_read = 0
-        self.slot = -1  # the last one it was seen in
         self.has_new_line = False
         self._reader = reader
         self._logs = logs
@@ -68,6 +67,11 @@ class Choice:
                 pieces += self._token(event)
         return pieces
 
+    @property
+    def slot(self) -> int:
+        """Which it has or had, -1 while it waits."""
+        return -1 if self.generation is None else self.generation.slot
+
     def cancel(self) -> None:
         """Stop the generation, if it runs."""
         if self.generation is not None and not self.finished:
@@ -78,7 +82,6 @@ class Choice:
         self._logs.add(event)
         assert self.generation is not None
         self.n_read += event.id is not None
-        self.slot = self.generation.slot if self.generation.slot >= 0 else self.slot
         self.has_new_line = self.has_new_line or "\n" in event.text
         parts: Sequence[Part] = self._reader.push(event.text) if event.text and not self._enough else ()
         if not self._enough and self._reader.done:

@@ -144,6 +144,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         seconds, lifetime = self._settings.shutdown_timeout, self._app.state.lifetime
         lifetime.stopping.set()
+        if self._starting:  # nothing is said of a start over sockets that are being closed; who asked already still waits for the model
+            self._starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._starting
         if self.server_state.tasks:
             print(f"stopping; answers under way have {seconds:g} seconds, and Ctrl-C ends them at once", file=sys.stderr, flush=True)
         loop = asyncio.get_running_loop()
@@ -153,10 +157,6 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             cut.cancel()
-            if self._starting:
-                self._starting.cancel()
-                with suppress(asyncio.CancelledError):
-                    await self._starting
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -90,26 +90,35 @@ async def apply_template(request: Request) -> Response:
 @operation("What the server is and what it takes for granted", query={"model": "of which model"})
 async def props(request: Request) -> Response:
     """What the server is and what requests have that do not say otherwise, under llama.cpp's names."""
-    shelf, settings = _shelf(request), request.app.state.settings
-    name = request.query_params.get("model")
+    shelf, name = _shelf(request), request.query_params.get("model")
+    told: dict[str, dict[str, Any]] = request.app.state.props
+    state = next((one for one in shelf.models() if name is None or name in (one.name, *one.aliases)), None)
+    if state and state.state == "sleeping" and state.name in told:  # who looks now and then neither wakes a model nor keeps it awake
+        return json_response(told[state.name] | {"is_sleeping": True})
+    if state and state.model:
+        told[state.name] = _props(state.model, request.app.state.settings)
+        return json_response(told[state.name])
     async with shelf.use(name) as model:
-        shape, special = model.engine.plan.shape, model.engine.tokenizer
-        return json_response(
-            {
-                "default_generation_settings": {"n_ctx": shape.n_ctx, "params": generation_settings(model, settings)},
-                "total_slots": shape.n_seqs,
-                "model_alias": model.name,
-                "model_path": str(model.path or model.name),
-                "chat_template": model.engine.chat_template.source,
-                "chat_template_caps": {},
-                "modalities": {"vision": False, "audio": False, "video": False},
-                "bos_token": _text(special, special.bos_id),
-                "eos_token": _text(special, special.eos_id),
-                "build_info": f"ggrun {__version__}",
-                "is_sleeping": False,
-                "webui": settings.webui,
-            }
-        )
+        told[model.name] = _props(model, request.app.state.settings)
+        return json_response(told[model.name])
+
+
+def _props(model: OpenModel, settings: Settings) -> dict[str, Any]:
+    shape, special = model.engine.plan.shape, model.engine.tokenizer
+    return {
+        "default_generation_settings": {"n_ctx": shape.n_ctx, "params": generation_settings(model, settings)},
+        "total_slots": shape.n_seqs,
+        "model_alias": model.name,
+        "model_path": str(model.path or model.name),
+        "chat_template": model.engine.chat_template.source,
+        "chat_template_caps": {},
+        "modalities": {"vision": False, "audio": False, "video": False},
+        "bos_token": _text(special, special.bos_id),
+        "eos_token": _text(special, special.eos_id),
+        "build_info": f"ggrun {__version__}",
+        "is_sleeping": False,
+        "webui": settings.webui,
+    }
 
 
 @operation("Change properties; only with --props", request=dict[str, Any])

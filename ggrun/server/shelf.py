@@ -236,7 +236,8 @@ class Shelf:
             book.state, book.error = "failed", str(error)
             raise
         book.model = OpenModel(entry.name, entry.path, engine, int(time.time()), entry.defaults, entry.aliases, self.metrics)
-        book.state = "loaded"
+        book.state, book.left = "loaded", time.monotonic()
+        self._watch()  # whoever asked may be gone
         gc.collect()
         gc.freeze()  # a vocabulary is so many objects that every full collection would hold up all streams for 30 ms
 

@@ -39,7 +39,8 @@ async def ask(request: Request) -> Response:
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    app = fake_app(Settings(max_body=1 << 20), Route("/ask", ask, methods=["POST"]), Route("/v1/ask", ask, methods=["POST"]))
+    routes = [Route(path, ask, methods=["POST"]) for path in ("/ask", "/v1/ask", "/api/ask")]
+    app = fake_app(Settings(max_body=1 << 20), *routes)
     with TestClient(app, BASE) as http:
         yield http
 
@@ -90,6 +91,19 @@ def test_only_json(kind: str, client: TestClient) -> None:
     answer = client.post("/ask", content=b'{"text": "a"}', headers={"content-type": kind} if kind else {})
     assert answer.status_code == 415
     assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/api/ask", {}, 200),
+        ("/api/ask", {"origin": "http://127.0.0.1:8080"}, 415),
+        ("/api/ask", {"content-type": "text/plain"}, 415),
+        ("/ask", {}, 415),
+    ],
+)
+def test_programs_leave_out_the_type_of_ollamas_requests(path: str, headers: dict[str, str], status: int, client: TestClient) -> None:
+    assert client.post(path, content=b'{"text": "a"}', headers=headers).status_code == status
 
 
 def test_a_packed_body_is_named(client: TestClient) -> None:

@@ -1,6 +1,8 @@
 """Addresses, sockets and threads of the server."""
 
 import asyncio
+import os
+import signal
 import socket
 import threading
 import time
@@ -9,7 +11,9 @@ import pytest
 
 from ggrun.errors import GgrunError
 from ggrun.server.background import in_thread
-from ggrun.server.listener import bind
+from ggrun.server.listener import bind, serve
+from ggrun.server.settings import Settings
+from tests.unit.fake_shelf import fake_app
 
 
 def test_two_addresses_share_a_port_that_was_picked() -> None:
@@ -84,3 +88,17 @@ def test_a_loop_that_is_gone_is_no_fault() -> None:
     while not unwanted and time.monotonic() < end:
         time.sleep(0.01)
     assert unwanted == [7]
+
+
+def test_a_signal_while_it_starts_is_no_failure() -> None:
+    sockets = bind(("127.0.0.1",), 0)
+    said: list[int] = []
+
+    async def start() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while sockets[0].fileno() >= 0:
+            await asyncio.sleep(0)
+        said.append(sockets[0].getsockname()[1])
+
+    serve(fake_app(), sockets, Settings(), start)
+    assert not said

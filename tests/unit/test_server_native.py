@@ -90,6 +90,19 @@ def test_props() -> None:
     assert (answer["bos_token"], answer["eos_token"]) == ("<s>", "<end>")
 
 
+def test_props_neither_wake_a_model_nor_keep_it_awake() -> None:
+    asked = client()
+    shelf = asked.app.state.shelf  # type: ignore[attr-defined]
+    awake = asked.get("/props").json()
+    assert (awake["is_sleeping"], shelf.asked) == (False, [])
+    shelf.state = "sleeping"
+    assert asked.get("/props?model=alias").json() == awake | {"is_sleeping": True}
+    assert shelf.asked == []
+    shelf.state = "unloaded"
+    assert asked.get("/props").json() == awake
+    assert shelf.asked == [None]
+
+
 @pytest.mark.parametrize(("allowed", "asked", "status"), [(False, {}, 501), (True, {}, 200), (True, {"temperature": 1}, 400)])
 def test_changing_props(allowed: bool, asked: dict[str, Any], status: int) -> None:
     assert client(props=allowed).post("/props", json=asked).status_code == status

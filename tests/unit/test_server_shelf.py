@@ -215,6 +215,24 @@ def test_models_fall_asleep_and_wake_up() -> None:
     run(work())
 
 
+def test_a_model_falls_asleep_whose_only_client_went_away_while_it_woke_up() -> None:
+    memory = Memory(1)
+
+    async def work() -> None:
+        shelf = Shelf([memory.entry("a", 1)], Settings(sleep_idle=0.05))
+        memory.gate.clear()
+        gone = asyncio.create_task(hold(shelf, "a"))
+        await until(lambda: states(shelf) == ["loading"])
+        gone.cancel()
+        memory.gate.set()
+        await until(lambda: memory.opened == ["a"])
+        await until(lambda: states(shelf) == ["sleeping"])
+        assert memory.free == 1
+        await shelf.close()
+
+    run(work())
+
+
 def test_unload() -> None:
     memory = Memory(1)
 
