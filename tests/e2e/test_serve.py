@@ -374,7 +374,7 @@ from ggrun.server.listener import bind, serve
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Entry, Shelf
 
-shelf = Shelf([Entry("slow", None, lambda: time.sleep(60))], Settings())
+shelf = Shelf([Entry("slow", None, lambda taken: time.sleep(60))], Settings())
 sockets = bind(("127.0.0.1",), 0)
 
 async def start():
