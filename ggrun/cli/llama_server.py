@@ -117,7 +117,6 @@ REFUSED: Mapping[str, str] = {
     "the order of /infill is the one the vocabulary's tokens mean": "--spm-infill",
     "two programs at one port would answer in turns": "--reuse-port=LLAMA_ARG_REUSE_PORT",
     "the page at / is ggrun's own; --no-webui leaves it out": "--path P=LLAMA_ARG_STATIC_PATH",
-    "paths begin where the API says; a proxy can add a beginning": "--api-prefix P=LLAMA_ARG_API_PREFIX",
     TOOLS: "--tools T=LLAMA_ARG_TOOLS, --tools-runtime R=LLAMA_ARG_TOOLS_RUNTIME, --mcp-servers-config P=LLAMA_ARG_MCP_SERVERS_CONFIG,"
     "--mcp-servers-json J=LLAMA_ARG_MCP_SERVERS_JSON, -ag, --agent=LLAMA_ARG_AGENT, --ui-mcp-proxy=LLAMA_ARG_UI_MCP_PROXY,"
     "--webui-mcp-proxy",

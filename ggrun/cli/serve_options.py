@@ -46,6 +46,9 @@ class ListenOptions:
         list[str] | None, _listen("--host", metavar="ADDRESS,...", env="LLAMA_ARG_HOST", shown="127.0.0.1", help="addresses to listen at")
     ] = None
     port: Annotated[int, _listen("--port", metavar="N", env="LLAMA_ARG_PORT", shown=8080, help="0 picks a free one and says which")] = 8080
+    api_prefix: Annotated[
+        str | None, _listen("--api-prefix", metavar="/PATH", env="LLAMA_ARG_API_PREFIX", help="what all paths begin with, the page's too")
+    ] = None
     api_key: Annotated[
         list[str] | None, _listen("--api-key", metavar="KEY,...", env="LLAMA_API_KEY", help="requests need one of these; may be repeated")
     ] = None

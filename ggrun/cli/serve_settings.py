@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def server_settings(
     return Settings(
         hosts=tuple(words(listen.host)) or ("127.0.0.1",),
         port=listen.port,
+        api_prefix=_prefix(listen.api_prefix or ""),
         api_keys=_keys(listen),
         ssl=_ssl(listen),
         allowed_hosts=tuple(word.lower() for word in words(listen.allow_host)),
@@ -74,6 +76,14 @@ def _template_variables(answers: AnswerOptions) -> dict[str, Any]:
     if answers.reasoning_effort not in (None, "default"):
         variables["reasoning_effort"] = answers.reasoning_effort
     return variables | _object("--chat-template-kwargs", answers.chat_template_kwargs)
+
+
+def _prefix(given: str) -> str:
+    """Without its last slash; empty for none."""
+    prefix = given.rstrip("/")
+    if not re.fullmatch(r"(/[\w.~-]+)*", prefix, re.ASCII) or {".", ".."} & set(prefix.split("/")):
+        raise GgrunError(f"--api-prefix {given!r:.80} must begin with a slash and have letters, digits, and . _ ~ - between slashes")
+    return prefix
 
 
 def _ssl(listen: ListenOptions) -> tuple[Path, Path] | None:

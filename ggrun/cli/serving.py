@@ -87,7 +87,8 @@ def greeting(engine: Engine, name: str, sockets: list[socket.socket], own: Setti
     for sock in sockets:
         address = sock.getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        lines.append(f"listening at {scheme}://{host}:{address[1]}" + (", with a page for a browser there" if own.webui else ""))
+        page = ", with a page for a browser there" if own.webui else ""
+        lines.append(f"listening at {scheme}://{host}:{address[1]}{own.api_prefix}{page}")
     if own.wide and not own.api_keys:
         lines.append("warning: other machines can reach this address and nothing keeps them out; --api-key does")
     return lines
@@ -176,6 +177,7 @@ def _entry(
             opened = Engine.open(model.path, progress=progress, chat_template=template, **chosen)
         for note in opened.notes:
             screen.once(f"{name}: {note}")
+        opened.on_note(lambda note: screen.once(f"{name}: {note}"))
         return opened
 
     def fits_beside(taken: Taken) -> bool:

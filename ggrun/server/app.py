@@ -21,6 +21,7 @@ from ggrun.server import (
     models,
     native,
     native_completion,
+    no_page,
     ollama,
     ollama_models,
     openai_chat,
@@ -31,7 +32,7 @@ from ggrun.server import (
     slots,
 )
 from ggrun.server.errors import ApiError
-from ggrun.server.guard import Faults, Keys, Origins, Told
+from ggrun.server.guard import Faults, Keys, Origins, Prefix, Told
 from ggrun.server.lifetime import Lifetime
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Shelf
@@ -64,10 +65,11 @@ def create_app(shelf: Shelf, settings: Settings) -> Starlette:
         app.state.lifetime.cut.set()
         await shelf.close()
 
+    prefixed = [Middleware(Prefix, settings=settings)] if settings.api_prefix else []
     counted = [Middleware(metrics.Counted, metrics=shelf.metrics)] if shelf.metrics else []
     app = Starlette(
-        routes=[route for module in (*MODULES, *([page] if settings.webui else [])) for route in module.ROUTES],
-        middleware=[*counted, *(Middleware(kind, settings=settings) for kind in (Told, Origins, Keys, Faults))],
+        routes=[route for module in (*MODULES, page if settings.webui else no_page) for route in module.ROUTES],
+        middleware=[*prefixed, *counted, *(Middleware(kind, settings=settings) for kind in (Told, Origins, Keys, Faults))],
         exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
     )

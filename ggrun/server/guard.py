@@ -20,7 +20,8 @@ from ggrun.server.settings import Settings, loopback
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN_PATHS = frozenset(["/", "/index.html", "/favicon.ico", "/health", "/v1/health"])  # without a key, as llama-server has them
+# without a key, as llama-server has them
+OPEN_PATHS = frozenset(["/", "/index.html", "/favicon.ico", "/health", "/v1/health", "/models", "/v1/models"])
 OPEN_FOLDERS = ("/static/",)
 METHODS = b"GET, POST, DELETE, OPTIONS"
 
@@ -38,6 +39,26 @@ class Headers:
     def get(self, name: bytes) -> str | None:
         value = self._values.get(name)
         return None if value is None else value.decode("latin-1").strip()
+
+
+class Prefix:
+    """All paths begin with --api-prefix, which nothing behind this sees."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._prefix = app, settings.api_prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        path: str = scope["path"]
+        if path.startswith(f"{self._prefix}/"):
+            return await self._app({**scope, "path": path.removeprefix(self._prefix)}, receive, send)
+        if path == self._prefix:  # the page's own paths are relative to a folder
+            headers = [(b"location", f"{self._prefix}/".encode()), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 307, "headers": headers})
+            return await send({"type": "http.response.body", "body": b""})
+        error = ApiError(404, f"there is nothing at {path:.200}; what this server has begins with {self._prefix}/")
+        await errors.response(error, path)(scope, receive, send)
 
 
 class Origins:
@@ -99,7 +120,8 @@ class Origins:
 
 
 class Keys:
-    """Requests need one of the API keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`; health and the page's files do not."""
+    """Requests need one of the API keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`; health, the list of models
+    and the page's files do not."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Sequence
 from secrets import token_hex
 from time import time
@@ -21,13 +22,14 @@ from ggrun.server.body import read
 from ggrun.server.errors import ApiError
 from ggrun.server.operation import JSON, operation
 from ggrun.server.responses_events import Answer, Event
-from ggrun.server.responses_items import Item, Message, messages_of, resolved
+from ggrun.server.responses_items import Item, Message, messages_of, named, resolved, shown
 from ggrun.server.responses_request import ResponsesRequest, ToolChoice, new_messages, task_of
 from ggrun.server.responses_store import ResponseStore, Stored
 from ggrun.server.streaming import event, event_stream, json_response, until_gone
 from ggrun.server.task import End
 
 STREAM: Final = "text/event-stream"
+MOST_ITEMS: Final = 100  # of one list
 
 
 @operation(
@@ -71,6 +73,30 @@ async def delete(request: Request) -> Response:
     id_ = request.path_params["id"]
     store_of(request).remove(id_)
     return json_response({"id": id_, "object": "response", "deleted": True})
+
+
+@operation(
+    "The items a response was made of",
+    answer="a list of items, the newest first",
+    query={"limit": "1 to 100; 20", "order": "asc or desc", "after": "the id of an item: those that follow it", "include": "has no effect"},
+)
+async def input_items(request: Request) -> Response:
+    """GET /v1/responses/{id}/input_items."""
+    inputs, query = _stored(request).inputs, request.query_params
+    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise ApiError(400, f"order is asc or desc, not {order!r:.40}", param="order")
+    if not re.fullmatch("[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MOST_ITEMS:
+        raise ApiError(400, f"limit must be between 1 and {MOST_ITEMS}, not {limit!r:.40}", param="limit")
+    items = [shown(item) for item in (inputs if order == "asc" else reversed(inputs))]
+    if after is not None:
+        at = next((i for i, item in enumerate(items) if item["id"] == after), None)
+        if at is None:
+            raise ApiError(400, f"after names {after!r:.80}, which is no item of this response", param="after")
+        items = items[at + 1 :]
+    data = items[: int(limit)]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return json_response({"object": "list", "data": data, "has_more": len(items) > len(data), **ends})
 
 
 def store_of(request: Request) -> ResponseStore:
@@ -151,7 +177,11 @@ def _keep(request: Request, asked: ResponsesRequest, earlier: Sequence[Message],
     body = msgspec.json.encode(response)
     items = msgspec.convert(response["output"], tuple[Item, ...])
     messages = (*earlier, *new_messages(asked), *messages_of(items))
-    store_of(request).put(response["id"], Stored(body, messages, len(body) + len(msgspec.json.encode(messages)), items))
+    store = store_of(request)
+    before = store.get(asked.previous_response_id) if asked.previous_response_id else None
+    inputs = (*(before.inputs + before.items if before else ()), *named(asked.input))
+    n_bytes = len(body) + len(msgspec.json.encode(messages)) + len(msgspec.json.encode(inputs))
+    store.put(response["id"], Stored(body, messages, n_bytes, items, inputs))
 
 
 def _answer(asked: ResponsesRequest, model: str) -> Answer:
@@ -203,6 +233,7 @@ ROUTES: Final = [
     Route("/v1/responses", create, methods=["POST"]),
     Route("/responses", create, methods=["POST"], name="responses_short"),
     Route("/v1/responses/input_tokens", input_tokens, methods=["POST"]),
+    Route("/v1/responses/{id}/input_items", input_items, methods=["GET"]),
     Route("/v1/responses/{id}", retrieve, methods=["GET"]),
     Route("/v1/responses/{id}", delete, methods=["DELETE"]),
 ]

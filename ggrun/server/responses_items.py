@@ -7,6 +7,7 @@ calls) and one message here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from secrets import token_hex
 from typing import Any, Final
 
 import msgspec
@@ -42,6 +43,8 @@ class Item(msgspec.Struct):
     encrypted_content: str | None = None
 
 
+# type -> what its ids begin with
+_PREFIXES: Final = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 # role -> the one our messages have
 ROLES: Final = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
@@ -74,6 +77,27 @@ def messages_of(items: Sequence[Item]) -> list[Message]:
             ) from None  # fmt: skip
         add(messages, item, f"input[{i}]")
     return messages
+
+
+def named(given: str | Sequence[Item] | None) -> tuple[Item, ...]:
+    """A request's input as items that all have an id."""
+    items = [Item(role="user", content=given)] if isinstance(given, str) else given or ()
+    return tuple(item if item.id else msgspec.structs.replace(item, id=f"{_PREFIXES[item.type]}_{token_hex(16)}") for item in items)
+
+
+def shown(item: Item) -> dict[str, Any]:
+    """An item as a list of them has it."""
+    fields = {name: value for name, value in msgspec.to_builtins(item).items() if value is not None}
+    if item.type == "message":
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        parts = [{"type": kind, "text": item.content}] if isinstance(item.content, str) else fields.get("content", [])
+        fields["content"] = [_part(part) for part in parts]
+    return {"status": "completed", **fields}
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    more: dict[str, Any] = {"annotations": []} if part["type"] == "output_text" else {}
+    return {name: value for name, value in part.items() if value is not None} | more
 
 
 def with_instructions(instructions: str | None, messages: Sequence[Message]) -> list[Message]:

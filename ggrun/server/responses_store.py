@@ -14,12 +14,16 @@ MAX_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """body: the response as JSON. messages: the conversation up to and with its answer, without instructions. items: its output."""
+    """body: the response as JSON. messages: the conversation up to and with its answer, without instructions. items: its output.
+
+    inputs: all items it was made of, those of responses before it among them.
+    """
 
     body: bytes
     messages: tuple[dict[str, Any], ...]
     n_bytes: int
     items: tuple[Item, ...] = ()
+    inputs: tuple[Item, ...] = ()
 
 
 class ResponseStore:

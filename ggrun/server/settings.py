@@ -15,15 +15,16 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 class Settings:
     """One server's. Seconds and bytes unless a name says otherwise; 0 or None where there is no limit.
 
-    hosts: the addresses it listens at. allowed_hosts: more names a Host header may have. cors_origins: origins of other sites' pages
-    that may ask ("*": any, "localhost": any page of this machine). timeout: for a whole answer. read_timeout: for a request to arrive.
-    max_queue: requests that may wait for a slot of one model. sleep_idle: after so long without a request memory is freed (-1: never).
-    context_shift, cache_prompt, reasoning_format, reasoning_budget (and the message that ends it), template, prefill_assistant: what
-    requests have that do not say.
+    hosts: the addresses it listens at. api_prefix: what all paths begin with. allowed_hosts: more names a Host header may have.
+    cors_origins: origins of other sites' pages that may ask ("*": any, "localhost": any page of this machine). timeout: for a whole answer.
+    read_timeout: for a request to arrive. max_queue: requests that may wait for a slot of one model. sleep_idle: after so long without a
+    request memory is freed (-1: never). context_shift, cache_prompt, reasoning_format, reasoning_budget (and the message that ends it),
+    template, prefill_assistant: what requests have that do not say.
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1",)
     port: int = 8080
+    api_prefix: str = ""
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     ssl: tuple[Path, Path] | None = None  # key, certificate

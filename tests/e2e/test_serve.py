@@ -374,7 +374,7 @@ from ggrun.server.listener import bind, serve
 from ggrun.server.settings import Settings
 from ggrun.server.shelf import Entry, Shelf
 
-shelf = Shelf([Entry("slow", None, lambda: time.sleep(60))], Settings())
+shelf = Shelf([Entry("slow", None, lambda taken: time.sleep(60))], Settings())
 sockets = bind(("127.0.0.1",), 0)
 
 async def start():
@@ -423,8 +423,9 @@ def test_keys(tmp_path: Path) -> None:
         for key in ("one", "two", "alpha", "beta"):
             assert served.ask("GET", "/props", authorization=f"Bearer {key}")[0] == 200
         for key in ("", "# for the laptop", "onetwo"):
-            status, answer = served.ask("GET", "/v1/models", authorization=f"Bearer {key}")
+            status, answer = served.ask("GET", "/props", authorization=f"Bearer {key}")
             assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+            assert served.ask("GET", "/v1/models")[1]["data"][0]["id"] == "pydoc"
         assert served.ask("GET", "/health")[0] == 200
 
 
@@ -499,3 +500,13 @@ def test_thoughts_end_in_time(tmp_path: Path) -> None:
         thought, said = server.ask("POST", "/v1/messages", asked)[1]["content"]
         assert thought["thinking"].endswith(" Enough.")
         assert said["text"]
+
+
+def test_a_prefix_is_before_everything() -> None:
+    with Served("--api-prefix", "/llm/", "--metrics") as server:
+        assert f"listening at http://127.0.0.1:{server.port}/llm, with a page" in server.said
+        status, answer = server.ask("POST", "/llm/v1/chat/completions", CHAT)
+        assert status == 200
+        assert answer["choices"][0]["message"]["content"]
+        assert server.ask("POST", "/v1/chat/completions", CHAT)[0] == 404
+        assert 'path="/v1/chat/completions"' in server.ask("GET", "/llm/metrics")[1].replace("route=", "path=")

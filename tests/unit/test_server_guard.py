@@ -66,7 +66,7 @@ def test_health_needs_no_key(path: str) -> None:
     assert client(api_keys=("one",)).get(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/props", "/slots", "/metrics", "/v1/nothing", "/health/", "/openapi.json", "/static"])
+@pytest.mark.parametrize("path", ["/props", "/slots", "/metrics", "/v1/models/x", "/v1/nothing", "/health/", "/openapi.json", "/static"])
 def test_everything_else_does(path: str) -> None:
     assert client(api_keys=("one",), metrics=True).get(path).status_code == 401
 

@@ -81,10 +81,27 @@ def test_a_model_without_a_plan_is_a_sentence(plan: Any, name: str, status: int,
     assert words in answer.json()["error"]["message"]
 
 
+def test_all_paths_begin_with_a_prefix(plan: Any) -> None:
+    for path, status in (("/chat/", 200), ("/chat/status", 200), ("/chat/static/app.js", 200), ("/status", 404), ("/chatter/status", 404)):
+        assert ask(plan, path, api_prefix="/chat").status_code == status
+    error = ask(plan, "/v1/status", api_prefix="/a/b").json()["error"]
+    assert "begins with /a/b/" in error["message"]
+    app = create_app(Shelf(plan), Settings(api_prefix="/chat", api_keys=("k",)))  # type: ignore[arg-type]
+    with TestClient(app, base_url="http://127.0.0.1:8080", follow_redirects=False) as http:
+        there = http.get("/chat")
+        assert (there.status_code, there.headers["location"]) == (307, "/chat/")
+        assert [http.get(f"/chat{path}").status_code for path in ("/health", "/plan")] == [200, 401]
+        assert http.get("/chat/plan", headers={"host": "evil.example"}).status_code == 403
+        assert http.get("/chat/api/nothing", headers={"authorization": "Bearer k"}).json() == {"error": "there is nothing at /api/nothing"}
+
+
 def test_no_webui_leaves_only_the_page_out(plan: Any) -> None:
     assert ask(plan, "/").status_code == 200
     assert ask(plan, "/static/app.js").status_code == 200
     for path, status in (("/", 404), ("/static/app.js", 404), ("/status", 200)):
         assert ask(plan, path, webui=False).status_code == status
+    app = create_app(Shelf(plan), Settings(webui=False))  # type: ignore[arg-type]
+    with TestClient(app, base_url="http://127.0.0.1:8080") as http:
+        assert http.head("/").status_code == 200  # Ollama's clients look for a server so
     assert ask(plan, "/", api_keys=("k",)).status_code == 200  # the files need no key, what they show does
     assert ask(plan, "/plan", api_keys=("k",)).status_code == 401

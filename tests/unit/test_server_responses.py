@@ -302,6 +302,38 @@ def test_items_may_be_referred_to(http: TestClient, script: Script) -> None:
     assert (gone.status_code, gone.json()["error"]["param"]) == (400, "input[1].id")
 
 
+def test_the_items_a_response_was_made_of(http: TestClient, script: Script) -> None:
+    script.pieces = [Text(0, "One."), end()]
+    first = http.post("/v1/responses", json={"input": "Count"}).json()
+    more = [
+        {"role": "user", "content": [{"type": "input_text", "text": "On"}]},
+        {"type": "function_call", "id": "fc_1", "call_id": "call_a", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_a", "output": "rain"},
+    ]
+    second = http.post("/v1/responses", json={"input": more, "previous_response_id": first["id"]}).json()
+
+    def items(query: str = "", id_: str = second["id"]) -> Any:
+        return http.get(f"/v1/responses/{id_}/input_items{query}").json()
+
+    [only] = items(id_=first["id"])["data"]
+    content = [{"type": "input_text", "text": "Count"}]
+    assert only == {"id": only["id"], "type": "message", "status": "completed", "role": "user", "content": content}
+    told = items("?order=asc")
+    assert (told["object"], told["has_more"], told["first_id"], told["last_id"]) == ("list", False, only["id"], told["data"][-1]["id"])
+    assert told["data"][:2] == [only, first["output"][0] | {"content": [{"type": "output_text", "text": "One.", "annotations": []}]}]
+    assert told["data"][3] == {**more[1], "status": "completed"}
+    assert [item["type"] for item in told["data"][2:]] == ["message", "function_call", "function_call_output"]
+    assert items()["data"] == told["data"][::-1]
+    page = items("?order=asc&limit=2")
+    assert (page["data"], page["has_more"]) == (told["data"][:2], True)
+    assert items(f"?order=asc&limit=3&after={page['last_id']}")["data"] == told["data"][2:]
+    none = {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
+    assert items(f"?order=asc&after={told['last_id']}") == none
+    for query, param in (("?limit=0", "limit"), ("?limit=x", "limit"), ("?order=up", "order"), ("?after=x", "after")):
+        assert items(query)["error"]["param"] == param
+    assert http.get("/v1/responses/x/input_items").status_code == 404
+
+
 def test_store_false_is_not_kept(http: TestClient) -> None:
     made = http.post("/v1/responses", json={"input": "Hello", "store": False}).json()
     assert made["store"] is False

@@ -246,6 +246,7 @@ async function refreshProps() {
 async function meet() {
   try {
     models = await listModels();
+    await getJson("status"); // needs the key, which the list of models does not
     if ($("notice").dataset.about === "server") notice("");
     if (models.length === 1 && models[0].state === "loading") {
       notice("The model is being loaded…", null, "server");
