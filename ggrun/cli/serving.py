@@ -177,6 +177,7 @@ def _entry(
             opened = Engine.open(model.path, progress=progress, chat_template=template, **chosen)
         for note in opened.notes:
             screen.once(f"{name}: {note}")
+        opened.on_note(lambda note: screen.once(f"{name}: {note}"))
         return opened
 
     def fits_beside(taken: Taken) -> bool:

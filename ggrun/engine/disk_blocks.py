@@ -60,8 +60,10 @@ class DiskBlocks:
                 return True
         except FileNotFoundError:
             pass
-        except (KvFileError, OSError):
+        except KvFileError:
             path.unlink(missing_ok=True)
+        except OSError:  # it cannot be opened just now, as when too many files are open: nothing is known against it
+            pass
         self.keys.discard(named.key)
         return False
 

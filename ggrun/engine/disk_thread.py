@@ -57,6 +57,7 @@ class DiskThread:
         self.full = False  # nothing more is written: an error said why
         self._closed = False
         self.on_ready: Callable[[], None] = lambda: None  # called when `ready` has become true again
+        self.on_note: Callable[[str], None] = lambda text: None  # called with each note, by this thread
         self._thread = threading.Thread(target=self._run, name="ggrun-disk", daemon=True)
         self._thread.start()
 
@@ -125,6 +126,7 @@ class DiskThread:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+            self.on_note(text)
 
     def _fetch(self, job: _Fetch) -> None:
         ready = 0  # blocks read and not yet handed over

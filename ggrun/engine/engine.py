@@ -66,7 +66,7 @@ class Engine:
         except BaseException:
             self._executor.close()
             raise
-        self._tier_notes = tiers.notes
+        self._tier_notes, self._disk = tiers.notes, tiers.disk
         norm = HeadNorm(self.plan.program, self.file.tensors)
         self._loop = Loop(self._executor, self.plan.shape, self.spec.n_vocab, options.step_ms / 1e3, norm, tiers)
         self._closed = False
@@ -96,6 +96,11 @@ class Engine:
     def notes(self) -> list[str]:
         """Sentences for the user about how the model was opened, and what became of it since."""
         return [*self.plan.notes, *self.file.notes, *self._executor.notes, *self._tier_notes]
+
+    def on_note(self, listener: Callable[[str], None]) -> None:
+        """Tell `listener` the notes that are still to come, in whichever thread they do."""
+        if self._disk:
+            self._disk.on_note = listener
 
     @property
     def n_ctx(self) -> int:

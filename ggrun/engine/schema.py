@@ -32,6 +32,8 @@ _IDLE: Final[Mapping[str, Any]] = {"uniqueItems": False, "unevaluatedProperties"
 _OF_PROGRAMS: Final = frozenset("""int8 int16 int32 int64 uint8 uint16 uint32 uint64 float double decimal binary byte password path
                                 file-path directory-path json-string""".split())
 
+_NOT_BARE: Final = "^(?!^[-+.]*$)"  # how pydantic begins a Decimal's pattern: there must be something beside signs and points
+
 # what llguidance says -> what we say
 _SENTENCES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"Unimplemented keys: \[(.*)\]"), r"\1 is not supported"),
@@ -155,7 +157,11 @@ def _cleaned(schema: Any) -> Any:
     if isinstance(out.get("$ref"), str):
         out["$ref"] = quote(out["$ref"], safe="#/:?&=%~!$'()*+,;@-._")
     if isinstance(out.get("pattern"), str):
-        out["pattern"] = _rust_regex(out["pattern"])
+        pattern = out["pattern"]
+        if pattern.startswith(_NOT_BARE) and isinstance(out.get("allOf", []), list):
+            out["allOf"] = [*out.get("allOf", ()), {"pattern": "[^-+.]"}]
+            pattern = "^" + pattern.removeprefix(_NOT_BARE)
+        out["pattern"] = _rust_regex(pattern)
     if isinstance(out.get("patternProperties"), dict):
         out["patternProperties"] = {_rust_regex(name): part for name, part in out["patternProperties"].items()}
     return out

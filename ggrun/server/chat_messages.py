@@ -29,7 +29,7 @@ class Tool(msgspec.Struct):
     """One of a request's tools; only functions can be called here, and other types have other fields."""
 
     function: Function | None = None
-    type: str = "function"
+    type: str | None = None
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def read_tools(tools: Sequence[Tool] | None, functions: Sequence[Function] | Non
     read = []
     for i, tool in enumerate([*(tools or ()), *(Tool(function) for function in functions or ())]):
         path = f"tools[{i}]" if tools else f"functions[{i}]"
-        if tool.type != "function":
+        if tool.type not in (None, "function"):
             raise ApiError(400, f"tools of type {tool.type!r:.40} are not supported; only functions are", param=f"{path}.type")
         if tool.function is None:
             raise ApiError(400, "a tool of type function needs a function", param=f"{path}.function")

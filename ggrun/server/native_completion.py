@@ -57,8 +57,8 @@ class Extra(msgspec.Struct):
 class InfillRequest(NativeRequest, kw_only=True):
     """A text with a gap. prompt: what stands at the end of input_prefix, too."""
 
-    input_prefix: str = ""
-    input_suffix: str = ""
+    input_prefix: str | None = None
+    input_suffix: str | None = None
     input_extra: list[Extra] | None = None
 
 
@@ -79,7 +79,7 @@ async def infill(request: Request) -> Response:
     if not isinstance(asked.prompt, str | None):
         raise ApiError(400, "prompt must be text here", param="prompt")
     extra = tuple((item.filename, item.text) for item in asked.input_extra or ())
-    task = replace(_task(asked), prompt=asked.input_prefix, suffix=asked.input_suffix, gap="input_suffix", extra=extra)
+    task = replace(_task(asked), prompt=asked.input_prefix or "", suffix=asked.input_suffix or "", gap="input_suffix", extra=extra)
     task = replace(task, begun=asked.prompt or "")
     return await _answered(request, asked, [task], False)
 

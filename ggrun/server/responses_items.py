@@ -28,7 +28,7 @@ class Part(msgspec.Struct):
 class Item(msgspec.Struct):
     """One item: a message (type may be left out), function_call, function_call_output, reasoning, or item_reference with the id of one."""
 
-    type: str = "message"
+    type: str | None = None
     id: str | None = None
     status: str | None = None
     role: str | None = None
@@ -53,7 +53,7 @@ def resolved(items: Sequence[Item], find: Callable[[str], Item | None]) -> list[
     """The items with those in place of which only an id was sent (item_reference). ApiError 400 for one that `find` does not know."""
     found: list[Item] = []
     for i, item in enumerate(items):
-        bare = item.type == "message" and item.id is not None and item.role is None and item.content is None
+        bare = item.type in (None, "message") and item.id is not None and item.role is None and item.content is None
         if item.type != "item_reference" and not bare:
             found.append(item)
             continue
@@ -70,7 +70,7 @@ def messages_of(items: Sequence[Item]) -> list[Message]:
     messages: list[Message] = []
     for i, item in enumerate(items):
         try:
-            add = _ADDED[item.type]
+            add = _ADDED[item.type or "message"]
         except KeyError:
             raise ApiError(
                 400, f"items of type {item.type!r:.60} are not supported; known are {', '.join(_ADDED)}", param=f"input[{i}].type"

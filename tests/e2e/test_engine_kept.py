@@ -120,12 +120,30 @@ def test_a_full_disk_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(disk_blocks.DiskBlocks, "write", full)
+    told: list[str] = []
     with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path) as engine:
+        engine.on_note(told.append)
         want = answer(engine, PROMPT)[1]
         for _ in range(3):
             assert answer(engine, PROMPT)[1] == want
         settled(engine)
         assert [note for note in engine.notes if "no more prompts are kept in" in note and "No space left on device" in note]
+        assert told == engine.notes[-1:], "a server has said its notes already"
+
+
+def test_a_block_that_cannot_be_opened_just_now_stays(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggrun.engine import disk_blocks
+
+    def none_left(path, origin) -> None:
+        raise OSError(24, "Too many open files")
+
+    files = sorted(cached.rglob("*.kv"))
+    with monkeypatch.context() as patched, Engine.open(MODEL, n_ctx=512, disk_cache=cached) as engine:
+        patched.setattr(disk_blocks, "Reader", none_left)
+        assert answer(engine, PROMPT)[0] == 0
+    assert sorted(cached.rglob("*.kv")) == files
+    with Engine.open(MODEL, n_ctx=512, disk_cache=cached) as engine:
+        assert answer(engine, PROMPT)[0] == FULL
 
 
 @pytest.fixture

@@ -206,6 +206,14 @@ def test_what_says_nothing_of_the_text_is_let_be(tokenizer: Tokenizer, schema: A
 
 
 @pytest.mark.parametrize(
+    ("text", "fits"), [('"12.5"', True), ('"-0.5"', True), ('"."', False), ('""', False), ('"-"', False), ('"1.2.3"', False), ("7", True)]
+)
+def test_pydantics_decimals(tokenizer: Tokenizer, text: str, fits: bool) -> None:
+    written = {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}
+    assert takes(constraint_for("json_schema", {"anyOf": [{"type": "number"}, written]}, tokenizer), tokenizer, text) is fits
+
+
+@pytest.mark.parametrize(
     ("kind", "value", "words"),
     [
         ("regex", "(a", ("unclosed group",)),

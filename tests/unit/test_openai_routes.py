@@ -164,6 +164,11 @@ def test_tools_and_choices() -> None:
     assert (old.tools, old.tool_choice, old.parallel_tool_calls) == ([ADD], "add", False)
 
 
+def test_a_tools_type_may_be_left_out_or_null() -> None:
+    function = ADD["function"]
+    assert task(tools=[{"function": function}]).tools == task(tools=[{"type": None, "function": function}]).tools == [ADD]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -284,6 +289,12 @@ def test_prompts_of_llama_cpp_that_are_none(prompt: Any, path: str) -> None:
     with pytest.raises(ApiError) as caught:
         native_completion.prompts(prompt)
     assert caught.value.param == path
+
+
+def test_a_gap_with_nothing_on_one_side() -> None:
+    with served(scripted("x")) as http:
+        refused = http.post("/infill", json={"input_prefix": None, "input_suffix": None})  # this vocabulary has no tokens for gaps
+        assert refused.json()["error"]["message"].startswith("this model cannot fill a gap")
 
 
 def test_images_beside_a_prompt_of_llama_cpp_are_refused() -> None:

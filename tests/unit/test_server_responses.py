@@ -39,6 +39,10 @@ def refused(**fields: Any) -> ApiError:
 # ---- requests
 
 
+def test_an_items_type_may_be_null() -> None:
+    assert messages({"type": None, "role": "user", "content": "a"}) == messages({"role": "user", "content": "a"})
+
+
 def test_text_and_instructions() -> None:
     assert task(instructions="Be brief.").messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 
