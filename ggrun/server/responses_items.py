@@ -80,9 +80,11 @@ def messages_of(items: Sequence[Item]) -> list[Message]:
 
 
 def named(given: str | Sequence[Item] | None) -> tuple[Item, ...]:
-    """A request's input as items that all have an id."""
+    """A request's input as items that all have a type and an id."""
     items = [Item(role="user", content=given)] if isinstance(given, str) else given or ()
-    return tuple(item if item.id else msgspec.structs.replace(item, id=f"{_PREFIXES[item.type]}_{token_hex(16)}") for item in items)
+    kinds = [item.type or "message" for item in items]
+    ids = [item.id or f"{_PREFIXES[kind]}_{token_hex(16)}" for item, kind in zip(items, kinds, strict=True)]
+    return tuple(msgspec.structs.replace(item, type=kind, id=id_) for item, kind, id_ in zip(items, kinds, ids, strict=True))
 
 
 def shown(item: Item) -> dict[str, Any]:
