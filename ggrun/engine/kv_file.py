@@ -9,13 +9,16 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
 import stat
 import struct
+import time
 from array import array
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -98,6 +101,14 @@ class Writer:
                 os.replace(self._beside, self._path)
         finally:
             self._beside.unlink(missing_ok=True)
+
+
+def sweep(path: Path, seconds: float) -> None:
+    """Remove what processes that were killed have left beside a file, half written and untouched for so long. OSError."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.lstat().st_mtime > seconds:
+                left.unlink()
 
 
 class Reader:

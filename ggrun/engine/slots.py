@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggrun.engine.kv import Block, BlockPool
-from ggrun.engine.kv_file import Origin, Reader, Writer, n_blocks
+from ggrun.engine.kv_file import Origin, Reader, Writer, n_blocks, sweep
 from ggrun.engine.prefixes import Prefixes
 from ggrun.errors import GgrunError
 from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.runtime.kv_form import KvForm
 
 T = TypeVar("T")
+STALE_SECONDS = 3600  # a file half written that nobody has touched since
 PORTION_BYTES = 16 << 20  # read from the executor, or written to it, between two steps
 
 
@@ -55,6 +56,7 @@ class Slots:
         """Write what the slot holds, as far as it is still in the cache; returns tokens and bytes. GgrunError."""
         tokens, blocks = self._call(lambda: self._found(slot))
         try:
+            sweep(path, STALE_SECONDS)
             with Writer(path, self._origin, tokens) as file:
                 buffers = [np.empty(self._origin.block_bytes, np.uint8) for _ in range(min(self._portion, len(blocks)))]
                 for start in range(0, len(blocks), self._portion):

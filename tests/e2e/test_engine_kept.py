@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -374,6 +375,16 @@ def test_slots_that_are_not_or_at_work(tmp_path: Path) -> None:
         g.cancel()
         g.wait()
         assert engine.status().kv_used == 0
+
+
+def test_what_a_killed_server_left_half_saved_goes_with_the_next_save(tmp_path: Path) -> None:
+    left, young, other = (tmp_path / name for name in (".a[1].kv.01234567.tmp", ".a[1].kv.89abcdef.tmp", ".b.kv.01234567.tmp"))
+    for file, age in ((left, 7200), (young, 60), (other, 7200)):
+        file.write_bytes(b"GGRUNKV1")
+        os.utime(file, (time.time() - age,) * 2)
+    with Engine.open(MODEL, n_ctx=64) as engine:
+        engine.save_slot(0, tmp_path / "a[1].kv")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a[1].kv", young, other}
 
 
 def test_other_models_and_types_are_refused(saved: tuple[Path, list], tmp_path: Path) -> None:
