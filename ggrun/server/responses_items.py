@@ -42,6 +42,11 @@ class Item(msgspec.Struct):
     summary: list[Part] | None = None
     encrypted_content: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """The type."""
+        return self.type or "message"
+
 
 # type -> what its ids begin with
 _PREFIXES: Final = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
@@ -53,8 +58,8 @@ def resolved(items: Sequence[Item], find: Callable[[str], Item | None]) -> list[
     """The items with those in place of which only an id was sent (item_reference). ApiError 400 for one that `find` does not know."""
     found: list[Item] = []
     for i, item in enumerate(items):
-        bare = item.type in (None, "message") and item.id is not None and item.role is None and item.content is None
-        if item.type != "item_reference" and not bare:
+        bare = item.kind == "message" and item.id is not None and item.role is None and item.content is None
+        if item.kind != "item_reference" and not bare:
             found.append(item)
             continue
         known = find(item.id) if item.id is not None else None
@@ -70,10 +75,10 @@ def messages_of(items: Sequence[Item]) -> list[Message]:
     messages: list[Message] = []
     for i, item in enumerate(items):
         try:
-            add = _ADDED[item.type or "message"]
+            add = _ADDED[item.kind]
         except KeyError:
             raise ApiError(
-                400, f"items of type {item.type!r:.60} are not supported; known are {', '.join(_ADDED)}", param=f"input[{i}].type"
+                400, f"items of type {item.kind!r:.60} are not supported; known are {', '.join(_ADDED)}", param=f"input[{i}].type"
             ) from None  # fmt: skip
         add(messages, item, f"input[{i}]")
     return messages
@@ -82,17 +87,17 @@ def messages_of(items: Sequence[Item]) -> list[Message]:
 def named(given: str | Sequence[Item] | None) -> tuple[Item, ...]:
     """A request's input as items that all have an id."""
     items = [Item(role="user", content=given)] if isinstance(given, str) else given or ()
-    return tuple(item if item.id else msgspec.structs.replace(item, id=f"{_PREFIXES[item.type]}_{token_hex(16)}") for item in items)
+    return tuple(item if item.id else msgspec.structs.replace(item, id=f"{_PREFIXES[item.kind]}_{token_hex(16)}") for item in items)
 
 
 def shown(item: Item) -> dict[str, Any]:
     """An item as a list of them has it."""
     fields = {name: value for name, value in msgspec.to_builtins(item).items() if value is not None}
-    if item.type == "message":
+    if item.kind == "message":
         kind = "output_text" if item.role == "assistant" else "input_text"
         parts = [{"type": kind, "text": item.content}] if isinstance(item.content, str) else fields.get("content", [])
         fields["content"] = [_part(part) for part in parts]
-    return {"status": "completed", **fields}
+    return {"status": "completed", **fields, "type": item.kind}
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
