@@ -28,8 +28,11 @@ _ERROR: Final = {
 }
 
 
-def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    """The document of these routes. Raises ValueError for a listed route whose endpoint has no operation."""
+def document(routes: Iterable[BaseRoute], prefix: str = "") -> dict[str, Any]:
+    """The document of these routes, whose paths all begin with the prefix.
+
+    Raises ValueError for a listed route whose endpoint has no operation.
+    """
     listed = [(route, _operation(route)) for route in routes if isinstance(route, Route) and route.include_in_schema]
     entries = [(route, method, described) for route, described in listed for method in _methods(route)]
     structs = list(dict.fromkeys(_request(described, method) for _, method, described in entries if _request(described, method)))
@@ -42,6 +45,7 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "ggrun", "version": __version__, "description": "A local server of language models (`ggrun serve`)."},
+        "servers": [{"url": prefix or "/"}],
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"key": []}],
@@ -90,7 +94,7 @@ async def openapi(request: Request) -> Response:
     """GET /openapi.json. Made at the first request and kept."""
     state = request.app.state
     if not hasattr(state, "openapi"):
-        state.openapi = msgspec.json.encode(document(request.app.routes))
+        state.openapi = msgspec.json.encode(document(request.app.routes, state.settings.api_prefix))
     return Response(state.openapi, media_type=JSON)
 
 

@@ -42,11 +42,6 @@ class Item(msgspec.Struct):
     summary: list[Part] | None = None
     encrypted_content: str | None = None
 
-    @property
-    def kind(self) -> str:
-        """The type."""
-        return self.type or "message"
-
 
 # type -> what its ids begin with
 _PREFIXES: Final = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
@@ -58,8 +53,8 @@ def resolved(items: Sequence[Item], find: Callable[[str], Item | None]) -> list[
     """The items with those in place of which only an id was sent (item_reference). ApiError 400 for one that `find` does not know."""
     found: list[Item] = []
     for i, item in enumerate(items):
-        bare = item.kind == "message" and item.id is not None and item.role is None and item.content is None
-        if item.kind != "item_reference" and not bare:
+        bare = item.type in (None, "message") and item.id is not None and item.role is None and item.content is None
+        if item.type != "item_reference" and not bare:
             found.append(item)
             continue
         known = find(item.id) if item.id is not None else None
@@ -75,29 +70,31 @@ def messages_of(items: Sequence[Item]) -> list[Message]:
     messages: list[Message] = []
     for i, item in enumerate(items):
         try:
-            add = _ADDED[item.kind]
+            add = _ADDED[item.type or "message"]
         except KeyError:
             raise ApiError(
-                400, f"items of type {item.kind!r:.60} are not supported; known are {', '.join(_ADDED)}", param=f"input[{i}].type"
+                400, f"items of type {item.type!r:.60} are not supported; known are {', '.join(_ADDED)}", param=f"input[{i}].type"
             ) from None  # fmt: skip
         add(messages, item, f"input[{i}]")
     return messages
 
 
 def named(given: str | Sequence[Item] | None) -> tuple[Item, ...]:
-    """A request's input as items that all have an id."""
+    """A request's input as items that all have a type and an id."""
     items = [Item(role="user", content=given)] if isinstance(given, str) else given or ()
-    return tuple(item if item.id else msgspec.structs.replace(item, id=f"{_PREFIXES[item.kind]}_{token_hex(16)}") for item in items)
+    kinds = [item.type or "message" for item in items]
+    ids = [item.id or f"{_PREFIXES[kind]}_{token_hex(16)}" for item, kind in zip(items, kinds, strict=True)]
+    return tuple(msgspec.structs.replace(item, type=kind, id=id_) for item, kind, id_ in zip(items, kinds, ids, strict=True))
 
 
 def shown(item: Item) -> dict[str, Any]:
     """An item as a list of them has it."""
     fields = {name: value for name, value in msgspec.to_builtins(item).items() if value is not None}
-    if item.kind == "message":
+    if item.type == "message":
         kind = "output_text" if item.role == "assistant" else "input_text"
         parts = [{"type": kind, "text": item.content}] if isinstance(item.content, str) else fields.get("content", [])
         fields["content"] = [_part(part) for part in parts]
-    return {"status": "completed", **fields, "type": item.kind}
+    return {"status": "completed", **fields}
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:

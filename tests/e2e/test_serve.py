@@ -423,7 +423,7 @@ def test_keys(tmp_path: Path) -> None:
         for key in ("one", "two", "alpha", "beta"):
             assert served.ask("GET", "/props", authorization=f"Bearer {key}")[0] == 200
         for key in ("", "# for the laptop", "onetwo"):
-            status, answer = served.ask("GET", "/props", authorization=f"Bearer {key}")
+            status, answer = served.ask("GET", "/v1/models/pydoc", authorization=f"Bearer {key}")
             assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
             assert served.ask("GET", "/v1/models")[1]["data"][0]["id"] == "pydoc"
         assert served.ask("GET", "/health")[0] == 200

@@ -90,6 +90,8 @@ def test_all_paths_begin_with_a_prefix(plan: Any) -> None:
     with TestClient(app, base_url="http://127.0.0.1:8080", follow_redirects=False) as http:
         there = http.get("/chat")
         assert (there.status_code, there.headers["location"]) == (307, "/chat/")
+        made = http.get("/chat/openapi.json", headers={"authorization": "Bearer k"}).json()
+        assert made["servers"] == [{"url": "/chat"}]
         assert [http.get(f"/chat{path}").status_code for path in ("/health", "/plan")] == [200, 401]
         assert http.get("/chat/plan", headers={"host": "evil.example"}).status_code == 403
         assert http.get("/chat/api/nothing", headers={"authorization": "Bearer k"}).json() == {"error": "there is nothing at /api/nothing"}

@@ -56,7 +56,9 @@ def test_a_route_nobody_described_is_an_error() -> None:
 
 
 def test_the_document_is_served() -> None:
-    client = TestClient(Starlette(routes=[*openapi.ROUTES, Route("/ask", ask, methods=["POST"])]))
+    app = Starlette(routes=[*openapi.ROUTES, Route("/ask", ask, methods=["POST"])])
+    app.state.settings = Settings()
+    client = TestClient(app)
     for _ in range(2):
         assert set(client.get("/openapi.json").json()["paths"]) == {"/openapi.json", "/ask"}
 

@@ -308,7 +308,7 @@ def test_the_items_a_response_was_made_of(http: TestClient, script: Script) -> N
     script.pieces = [Text(0, "One."), end()]
     first = http.post("/v1/responses", json={"input": "Count"}).json()
     more = [
-        {"role": "user", "content": [{"type": "input_text", "text": "On"}]},
+        {"type": None, "role": "user", "content": [{"type": "input_text", "text": "On"}]},
         {"type": "function_call", "id": "fc_1", "call_id": "call_a", "name": "weather", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "call_a", "output": "rain"},
     ]
