@@ -20,6 +20,7 @@ from ggrun.errors import GgrunError
 
 SUFFIX = ".kv"
 STALE_SECONDS = 3600  # a file half written by a process that ended
+RECOUNTS = 16  # while a process writes as much as the folder may hold
 TOUCH_SECONDS = 60  # how exact "least recently used" is
 
 
@@ -43,7 +44,8 @@ class DiskBlocks:
             self.keys = {bytes.fromhex(entry.name[: -len(SUFFIX)]) for entry in os.scandir(self.folder) if _is_block(entry.name)}
         except OSError as error:
             raise GgrunError(f"the folder {self.folder} for cached prompts cannot be used: {error.strerror}") from error
-        self._bytes: int | None = None  # of all files, as far as this process knows; None: not yet counted
+        self._bytes: int | None = None  # of all files, as far as this process knows; None: to be counted
+        self._written = 0  # bytes since they were counted
         self._touched: dict[bytes, float] = {}
 
     def _path(self, key: bytes) -> Path:
@@ -70,14 +72,17 @@ class DiskBlocks:
     def write(self, named: Named, data: NDArray[np.uint8]) -> None:
         """Add a block, and remove the least recently used ones that are too many. OSError."""
         if self._bytes is None:
-            self._bytes = sum(size for _, size, _ in self._files())
+            self._bytes, self._written = sum(size for _, size, _ in self._files()), 0
         path = self._path(named.key)
         with Writer(path, self._origin, named.tokens) as file:
             file.write(data)
         self.keys.add(named.key)
         self._bytes += file.n_bytes
+        self._written += file.n_bytes
         if self._bytes > self._most:
             self._trim()
+        elif self._written > self._most // RECOUNTS:  # others may have written, too
+            self._bytes = None
 
     def touch(self, keys: Iterable[bytes]) -> None:
         """They were used just now, the first of them last: what a prompt begins with is the last of it to go."""
@@ -114,8 +119,10 @@ class DiskBlocks:
             path.unlink(missing_ok=True)
             total -= size
             if path.parent == self.folder:
-                self.keys.discard(bytes.fromhex(path.name[: -len(SUFFIX)]))
-        self._bytes = total
+                key = bytes.fromhex(path.name[: -len(SUFFIX)])
+                self.keys.discard(key)
+                self._touched.pop(key, None)
+        self._bytes, self._written = total, 0
 
 
 def _is_block(name: str) -> bool:

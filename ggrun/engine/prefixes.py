@@ -22,6 +22,7 @@ from ggrun.plan.device import KV_BLOCK_TOKENS
 from ggrun.runtime.executor import Executor
 
 LAST_SECONDS = 1.0  # for what is still to be written when the engine closes
+MOST_WANTED = 4096  # blocks that wait for being written; more are wanted again when they are found again
 SHARE = 0.02  # of the time in which others compute that may go to reading blocks for the disk
 
 
@@ -196,7 +197,7 @@ class Prefixes:
             return
         key_of(blocks[-1])
         for block in blocks:
-            if block.key not in self._queued and not self._disk.has(block.key):
+            if len(self._wanted) < MOST_WANTED and block.key not in self._queued and not self._disk.has(block.key):
                 self._queued.add(block.key)
                 self._wanted.append((block, block.key))
         self._disk.used([block.key for block in blocks])

@@ -217,6 +217,19 @@ def test_the_folder_keeps_its_size(tmp_path: Path) -> None:
         assert answer(engine, prompt, 1)[0] == FULL, "the newest stays"
 
 
+def test_the_folder_keeps_its_size_with_several_processes_writing(tmp_path: Path) -> None:
+    from ggrun.engine.disk_blocks import DiskBlocks, Named
+    from ggrun.engine.kv_file import Origin
+
+    origin, most = Origin("a model", "00", "f16", 4096), 400_000
+    writers = [DiskBlocks(tmp_path / "kept", origin, f"{i}", most) for i in range(3)]
+    largest = 0
+    for number in range(300):
+        writers[number % 3].write(Named(number.to_bytes(16, "big"), (1,) * N), np.zeros(4096, np.uint8))
+        largest = max(largest, sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*.kv")))
+    assert most // 2 < largest < most * 5 // 4
+
+
 def test_a_folder_that_cannot_be_used_is_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with Engine.open(MODEL, n_ctx=512, disk_cache=tmp_path / "file") as engine:
