@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from ggrun.server import responses
 from ggrun.server.errors import ApiError
 from ggrun.server.responses_events import Answer
-from ggrun.server.responses_items import Item
+from ggrun.server.responses_items import Item, named, shown
 from ggrun.server.responses_request import ResponsesRequest, task_of
 from ggrun.server.responses_store import ResponseStore, Stored
 from ggrun.server.task import Call, Output, Text, Thought, TokenLog
@@ -41,6 +41,8 @@ def refused(**fields: Any) -> ApiError:
 
 def test_an_items_type_may_be_null() -> None:
     assert messages({"type": None, "role": "user", "content": "a"}) == messages({"role": "user", "content": "a"})
+    (item,) = named([msgspec.convert({"type": None, "role": "user", "content": "a"}, Item)])
+    assert shown(item)["type"] == "message"
 
 
 def test_text_and_instructions() -> None:
