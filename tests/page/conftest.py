@@ -27,7 +27,7 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     path = next((found for name in CHROMIUMS if (found := shutil.which(name))), None)
     if path is None:
