@@ -350,10 +350,12 @@ def test_an_answer_nobody_waits_for_is_stopped(endless: Served, path: str, body:
     with httpx.Client(base_url=endless.url) as http:
         if stream:
             with http.stream("POST", path, json={**body, "stream": True}, timeout=30) as response:
-                assert len(list(itertools.islice(response.iter_lines(), 12))) == 12
+                lines = response.iter_lines()  # once it is gone, so is the connection
+                assert len(list(itertools.islice(lines, 12))) == 12
                 deadline = time.monotonic() + 5
                 while not any(slot["is_processing"] for slot in endless.get("/slots")):
                     assert time.monotonic() < deadline, "nothing is being computed"
+                lines.close()
         else:
             with pytest.raises(httpx.ReadTimeout):
                 http.post(path, json={**body, "stream": False}, timeout=httpx.Timeout(10, read=0.5))
