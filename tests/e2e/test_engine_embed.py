@@ -11,7 +11,8 @@ from ggrun import Engine, Sampling
 from ggrun.engine.embedding import default_pooling
 from ggrun.engine.engine import ContextExceeded
 from ggrun.errors import GgrunError
-from ggrun.runtime.executor import Cancelled
+from ggrun.runtime.cpu.executor import CpuExecutor
+from ggrun.runtime.executor import Batch, Cancelled
 from ggrun.runtime.reference import ReferenceExecutor
 from tests.conftest import shared_path
 from tests.oracle.models import LOCAL
@@ -127,7 +128,14 @@ def test_short_texts_share_a_batch() -> None:
         assert engine.status().kv_used == 0
 
 
-def test_cancelled_within_200_ms() -> None:
+def test_cancelled_within_200_ms(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = CpuExecutor.run_hidden
+
+    def slowly(self: CpuExecutor, batch: Batch) -> np.ndarray:
+        time.sleep(0.02)  # or a fast machine is done before anyone cancels
+        return compute(self, batch)
+
+    monkeypatch.setattr(CpuExecutor, "run_hidden", slowly)
     with Engine.open(MODEL, n_ctx=4096, n_ubatch=32) as engine:
         long = (PROMPT * 30)[:4000]
         at: list[float] = []

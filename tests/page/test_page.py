@@ -146,7 +146,7 @@ def test_settings_reach_the_request_and_stay_with_the_conversation(served: str, 
     tab = new_tab(served)
     page = tab.open()
     page.click("#settings-open")
-    assert page.get_attribute("#setting-temperature", "placeholder") == "0"  # the server's --temp
+    page.wait_for_selector('#setting-temperature[placeholder="0"]')  # the server's --temp
     page.fill("#setting-max_tokens", "3")
     page.fill("#setting-system", "Be brief.")
     page.fill("#setting-top_p", "7")  # not valid: neither kept nor sent
