@@ -13,7 +13,8 @@ How fast `ggrun serve` is for several clients at once: tokens a second of all, t
     prefix     eight clients whose prompts begin with the same 1,000 tokens, the prefix cache on and off
     arrival    a prompt of 2,000 tokens arrives while another client's answer streams: its first token beside alone, and the stream's gaps
 
---rival: llama-cpp-python's server too, in turns with ggrun's (the environment scripts/bench_rivals.py builds, with its [server] extra).
+--rival: llama-cpp-python's server after it, which answers one request at a time (the environment scripts/bench_rivals.py builds, and there
+`pip install 'llama-cpp-python[server]'`).
 Prints Markdown. Every figure is the median of --repeat runs; a percentile is of all runs' tokens together.
 """
 
@@ -108,7 +109,7 @@ def row(name: str, runs: Sequence[Together]) -> str:
 def rival_server(model: str, n_ctx: int) -> Server:
     python = home() / "native" / "bin" / "python"
     words = [str(python), "-m", "llama_cpp.server", "--model", model, "--port", "{port}", "--n_ctx", str(n_ctx), "--n_threads", "2"]
-    return Server([*words, "--n_threads_batch", "2", "--flash_attn", "true"], "/v1/models")
+    return Server([*words, "--n_threads_batch", "2", "--flash_attn", "true", "--interrupt_requests", "false"], "/v1/models")
 
 
 def main() -> None:
@@ -137,12 +138,6 @@ def main() -> None:
             runs = [asyncio.run(together(own.url, 8, 1, ("prefix", name, run), f"{run} {shared}", **more)) for run in range(args.repeat)]
             print(row(name, runs), flush=True)
         arrivals = [asyncio.run(arrival(own.url, run)) for run in range(args.repeat)]
-    if args.rival:
-        with rival_server(args.model, 4096) as other:
-            asyncio.run(together(other.url, 1, 1, "warm"))
-            for n in clients:
-                runs = [asyncio.run(together(other.url, n, args.rounds, (n, run))) for run in range(args.repeat)]
-                print(row(f"{n}, llama-cpp-python's server", runs), flush=True)
     if 1 in totals and 8 in totals:
         print(f"\nEight clients together get {totals[8] / totals[1]:.2f} times what one gets.")
     alone, beside = (median(values) for values in zip(*((a, b) for a, b, _ in arrivals)))
@@ -151,6 +146,14 @@ def main() -> None:
         f"\nA prompt of about {LONG} tokens: first token after {alone:.2f} s alone, {beside:.2f} s while another answer streams "
         f"({beside / alone:.2f} times); meanwhile that answer's tokens come every {gap * 1e3:.0f} ms, 99% within {gap99 * 1e3:.0f} ms."
     )
+
+    if args.rival:
+        print("\n| clients | tokens a second of all | first token | 99% | between tokens | 99% |\n|---|---:|---:|---:|---:|---:|")
+        with rival_server(args.model, 4096) as other:
+            asyncio.run(together(other.url, 1, 1, "warm"))
+            for n in clients:
+                runs = [asyncio.run(together(other.url, n, args.rounds, (n, run))) for run in range(args.repeat)]
+                print(row(f"{n}, llama-cpp-python's server", runs), flush=True)
 
 
 if __name__ == "__main__":
